@@ -1,0 +1,18 @@
+add_library(bsfa_warnings INTERFACE)
+target_compile_options(bsfa_warnings INTERFACE
+  $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wpedantic -Wshadow -Wno-unused-parameter>)
+# The same score must come out of the same rows whatever else is computed beside it, so the compiler
+# may not decide per call site whether a product and a sum become one rounding.
+add_compile_options($<$<COMPILE_LANGUAGE:CXX>:-ffp-contract=off>)
+
+if(BSFA_SANITIZE)
+  list(JOIN BSFA_SANITIZE "," sanitizers)
+  add_compile_options($<$<COMPILE_LANGUAGE:CXX>:-fsanitize=${sanitizers}>
+    $<$<COMPILE_LANGUAGE:CXX>:-fno-omit-frame-pointer>
+    $<$<COMPILE_LANGUAGE:CXX>:-fno-sanitize-recover=all>)
+  add_link_options(-fsanitize=${sanitizers})
+endif()
+
+if(NOT BSFA_CUDA MATCHES "^(auto|on|off)$")
+  message(FATAL_ERROR "BSFA_CUDA is '${BSFA_CUDA}'; accepted: auto, on, off")
+endif()

@@ -1,0 +1,389 @@
+#include "core/problem.hpp"
+
+#include <cmath>
+#include <limits>
+
+#include "core/status.hpp"
+
+namespace bsfa {
+namespace {
+
+std::string shape_text(const std::int64_t* shape, int rank) {
+  std::string result = "[";
+  for (int axis = 0; axis < rank; ++axis) {
+    result += (axis > 0 ? ", " : "") + std::to_string(shape[axis]);
+  }
+  return result + "]";
+}
+
+template <typename View>
+Status check_operand(const char* name, const View& view) {
+  switch (view.dtype) {
+    case DType::kFloat32:
+    case DType::kFloat16:
+    case DType::kBFloat16:
+      break;
+    default:
+      return invalid_argument(name, " has dtype ", static_cast<int>(view.dtype),
+                              "; accepted: float32, float16, bfloat16");
+  }
+  std::int64_t elements = 1;
+  for (int axis = 0; axis < 4; ++axis) {
+    if (view.shape[axis] < 0) {
+      return invalid_argument(name, " has shape ", shape_text(view.shape, 4),
+                              "; no axis may be negative");
+    }
+    elements *= view.shape[axis] > 0 ? 1 : 0;
+    if (view.stride[axis] < 0) {
+      return invalid_argument(name, " has strides ", shape_text(view.stride, 4),
+                              "; negative strides are not accepted");
+    }
+  }
+  if (elements > 0 && view.data == nullptr) {
+    return invalid_argument(name, " is a null pointer with shape ", shape_text(view.shape, 4));
+  }
+  if (view.shape[3] > 1 && view.stride[3] != 1) {
+    return invalid_argument(name, " has stride ", view.stride[3],
+                            " on its last axis (head_dim); accepted: 1");
+  }
+  const auto address = reinterpret_cast<std::uintptr_t>(view.data);
+  if (address % static_cast<std::uintptr_t>(dtype_size(view.dtype)) != 0) {
+    return invalid_argument(name, " is not aligned to its element size (", dtype_size(view.dtype),
+                            " bytes)");
+  }
+  return {};
+}
+
+template <typename T, int kRank>
+Status check_statistic(const char* name, const StridedView<T, kRank>& view,
+                       const std::int64_t (&expected)[kRank]) {
+  if (!view) return {};
+  for (int axis = 0; axis < kRank; ++axis) {
+    if (view.shape[axis] != expected[axis]) {
+      return invalid_argument(name, " has shape ", shape_text(view.shape, kRank), "; expected ",
+                              shape_text(expected, kRank));
+    }
+    if (view.stride[axis] < 0) {
+      return invalid_argument(name, " has strides ", shape_text(view.stride, kRank),
+                              "; negative strides are not accepted");
+    }
+  }
+  return {};
+}
+
+Status check_policy(const AttentionParams& params, std::int64_t num_heads_q) {
+  const BlockShape block = params.block;
+  if ((block.q != 64 && block.q != 128) || (block.kv != 64 && block.kv != 128)) {
+    return invalid_argument("block is ", block.q, "x", block.kv,
+                            "; accepted: 64 or 128 query rows x 64 or 128 keys");
+  }
+  switch (params.policy.kind) {
+    case PolicyKind::kDense:
+      return {};
+    case PolicyKind::kSlidingWindow:
+      if (params.policy.window_blocks < 0) {
+        return invalid_argument("policy.window_blocks is ", params.policy.window_blocks,
+                                "; accepted: 0 or more");
+      }
+      return {};
+    case PolicyKind::kThreshold:
+      break;
+    default:
+      return invalid_argument("policy.kind is ", static_cast<int>(params.policy.kind),
+                              "; accepted: dense (0), threshold (1), sliding_window (2)");
+  }
+  const ThresholdView& table = params.policy.thresholds;
+  if (table.data == nullptr) {
+    return invalid_argument("policy.thresholds.data is null; the threshold policy needs a table");
+  }
+  if (table.num_heads != num_heads_q) {
+    return invalid_argument("policy.thresholds has ", table.num_heads, " heads; q has ",
+                            num_heads_q);
+  }
+  if (table.num_q_blocks < 1) {
+    return invalid_argument("policy.thresholds has ", table.num_q_blocks,
+                            " query blocks; accepted: 1 or more");
+  }
+  if (!(table.block == block)) {
+    return invalid_argument("policy.thresholds was calibrated on blocks of ", table.block.q, "x",
+                            table.block.kv, "; the call gates on ", block.q, "x", block.kv);
+  }
+  if (table.stride_head < 0 || table.stride_batch < 0) {
+    return invalid_argument("policy.thresholds has strides ", table.stride_batch, " (batch), ",
+                            table.stride_head, " (head); negative strides are not accepted");
+  }
+  return {};
+}
+
+Status check_cumulative(const char* name, const std::int32_t* offsets, std::int64_t count,
+                        std::int64_t total, std::int64_t longest) {
+  if (offsets[0] != 0) return invalid_argument(name, "[0] is ", offsets[0], "; expected 0");
+  for (std::int64_t i = 0; i < count; ++i) {
+    const std::int64_t length = std::int64_t{offsets[i + 1]} - offsets[i];
+    if (length < 0) {
+      return invalid_argument(name, " falls from ", offsets[i], " to ", offsets[i + 1], " at ", i,
+                              "; expected ascending offsets");
+    }
+    if (length > longest) {
+      return invalid_argument(name, " has a sequence of ", length, " tokens at ", i,
+                              ", more than its max_seqlen ", longest);
+    }
+  }
+  if (offsets[count] > total) {
+    return invalid_argument(name, " ends at ", offsets[count], "; the tensor has ", total,
+                            " tokens");
+  }
+  return {};
+}
+
+// The per-sequence arrays, where they can be read.
+Status check_sequences_on_host(const AttentionParams& params, const SequenceLayout& layout) {
+  if (layout.packed) {
+    BSFA_RETURN_IF_ERROR(check_cumulative("cu_seqlens_q", layout.cu_seqlens_q, layout.num_sequences,
+                                          params.q.shape[1], layout.max_seqlen_q));
+    return check_cumulative("cu_seqlens_k", layout.cu_seqlens_k, layout.num_sequences,
+                            params.k.shape[1], layout.max_seqlen_k);
+  }
+  for (std::int64_t b = 0; b < layout.num_sequences; ++b) {
+    const Sequence s = sequence_at(layout, b);
+    if (s.k_begin < 0 || s.seqlen_k < 0 || s.k_begin + s.seqlen_k > layout.max_seqlen_k) {
+      return invalid_argument("leftpad_k and seqused_k give sequence ", b, " the keys [", s.k_begin,
+                              ", ", s.k_begin + s.seqlen_k, "); k has ", layout.max_seqlen_k);
+    }
+  }
+  return {};
+}
+
+Status make_layout(const AttentionParams& params, SequenceLayout* layout) {
+  layout->packed = params.cu_seqlens_q != nullptr || params.cu_seqlens_k != nullptr;
+  if (layout->packed) {
+    if (params.cu_seqlens_q == nullptr || params.cu_seqlens_k == nullptr) {
+      return invalid_argument(params.cu_seqlens_q == nullptr ? "cu_seqlens_q" : "cu_seqlens_k",
+                              " is missing; a packed batch needs cu_seqlens_q and cu_seqlens_k");
+    }
+    if (params.seqused_k != nullptr || params.leftpad_k != nullptr) {
+      return invalid_argument(
+          "seqused_k and leftpad_k belong to padded batches; they were given with cu_seqlens_q/k");
+    }
+    if (params.q.shape[0] != 1 || params.k.shape[0] != 1) {
+      return invalid_argument("packed q and k have ", params.q.shape[0], " and ", params.k.shape[0],
+                              " batch entries; expected 1, with all tokens on axis 1");
+    }
+    if (params.num_sequences < 0 || params.max_seqlen_q < 0 || params.max_seqlen_k < 0) {
+      return invalid_argument("num_sequences, max_seqlen_q, max_seqlen_k are ",
+                              params.num_sequences, ", ", params.max_seqlen_q, ", ",
+                              params.max_seqlen_k, "; accepted: 0 or more");
+    }
+    layout->num_sequences = params.num_sequences;
+    layout->max_seqlen_q = params.max_seqlen_q;
+    layout->max_seqlen_k = params.max_seqlen_k;
+  } else {
+    if (params.num_sequences != 0 || params.max_seqlen_q != 0 || params.max_seqlen_k != 0) {
+      return invalid_argument(
+          "num_sequences, max_seqlen_q and max_seqlen_k belong to packed batches; cu_seqlens_q and "
+          "cu_seqlens_k are missing");
+    }
+    layout->num_sequences = params.q.shape[0];
+    layout->max_seqlen_q = params.q.shape[1];
+    layout->max_seqlen_k = params.k.shape[1];
+  }
+  if (params.page_table == nullptr && (params.page_size != 0 || params.page_table_stride != 0)) {
+    return invalid_argument("page_size is ", params.page_size, " without a page_table");
+  }
+  const std::int64_t kv_unit = params.block.kv > 64 ? params.block.kv : 64;
+  if (params.kv_offset < 0 || params.kv_offset % kv_unit != 0) {
+    return invalid_argument("kv_offset is ", params.kv_offset, "; accepted: a multiple of ",
+                            kv_unit, " from 0");
+  }
+  if (params.window && *params.window < 1) {
+    return invalid_argument("window is ", *params.window, " tokens; accepted: 1 or more");
+  }
+  if (params.window && !params.causal) {
+    return invalid_argument("window needs causal attention; the call is bidirectional");
+  }
+  if (params.q_offset && params.q_offsets != nullptr) {
+    return invalid_argument("q_offset and q_offsets were both given; accepted: one of them");
+  }
+  layout->causal = params.causal;
+  layout->kv_offset = params.kv_offset;
+  layout->window = params.window.value_or(0);
+  layout->block = params.block;
+  layout->has_q_offset = params.q_offset.has_value();
+  layout->q_offset = params.q_offset.value_or(0);
+  layout->cu_seqlens_q = params.cu_seqlens_q;
+  layout->cu_seqlens_k = params.cu_seqlens_k;
+  layout->seqused_k = params.seqused_k;
+  layout->leftpad_k = params.leftpad_k;
+  layout->q_offsets = params.q_offsets;
+  return {};
+}
+
+// Extent of the statistics: exact where all sequences stand alike, else the most that can occur.
+void set_block_extents(Problem* problem) {
+  const SequenceLayout& layout = problem->sequences;
+  const bool alike = !layout.packed && layout.q_offsets == nullptr &&
+                     (layout.has_q_offset || !layout.causal ||
+                      (layout.seqused_k == nullptr && layout.leftpad_k == nullptr));
+  problem->kv_blocks = ceil_div(layout.max_seqlen_k, layout.block.kv);
+  if (layout.max_seqlen_q == 0) {
+    problem->q_blocks = 0;
+  } else if (alike) {
+    SequenceLayout one = layout;
+    one.seqused_k = nullptr;
+    one.leftpad_k = nullptr;
+    problem->q_blocks = q_block_range(sequence_at(one, 0), layout.block).size();
+  } else {
+    problem->q_blocks = (layout.max_seqlen_q + layout.block.q - 2) / layout.block.q + 1;
+  }
+}
+
+}  // namespace
+
+DType multiply_dtype(const Problem& problem, bool has_float16_unit) {
+  switch (problem.compute_type) {
+    case ComputeType::kBFloat16:
+      return DType::kBFloat16;
+    case ComputeType::kFloat32:
+      return DType::kFloat32;
+    case ComputeType::kNative:
+      break;
+  }
+  if (problem.q.dtype != problem.k.dtype) return DType::kFloat32;
+  if (problem.q.dtype == DType::kFloat16 && !has_float16_unit) return DType::kFloat32;
+  return problem.q.dtype;
+}
+
+Status make_problem(const AttentionParams& params, Problem* problem) {
+  BSFA_RETURN_IF_ERROR(check_operand("q", params.q));
+  BSFA_RETURN_IF_ERROR(check_operand("k", params.k));
+  BSFA_RETURN_IF_ERROR(check_operand("v", params.v));
+  BSFA_RETURN_IF_ERROR(check_operand("out", params.out));
+  const std::int64_t num_heads_q = params.q.shape[2];
+  const std::int64_t num_heads_kv = params.k.shape[2];
+  const std::int64_t head_dim = params.q.shape[3];
+  if (head_dim < 1) return invalid_argument("q has head_dim ", head_dim, "; accepted: 1 or more");
+  if (params.k.shape[3] != head_dim) {
+    return invalid_argument("k has head_dim ", params.k.shape[3], "; q has ", head_dim);
+  }
+  if (num_heads_q < 1 || num_heads_kv < 1 || num_heads_q % num_heads_kv != 0) {
+    return invalid_argument("q has ", num_heads_q, " heads and k has ", num_heads_kv,
+                            "; the heads of q must be a positive multiple of those of k");
+  }
+  // A paged k and v is [page, page_size, ...]: its batch axis counts pages.
+  if (params.page_table == nullptr && params.k.shape[0] != params.q.shape[0]) {
+    return invalid_argument("k has ", params.k.shape[0], " batch entries; q has ",
+                            params.q.shape[0]);
+  }
+  for (int axis = 0; axis < 3; ++axis) {
+    if (params.v.shape[axis] != params.k.shape[axis]) {
+      return invalid_argument("v has shape ", shape_text(params.v.shape, 4), "; k has ",
+                              shape_text(params.k.shape, 4), " and only head_dim may differ");
+    }
+  }
+  if (params.v.shape[3] < 1) {
+    return invalid_argument("v has head_dim ", params.v.shape[3], "; accepted: 1 or more");
+  }
+  if (params.v.dtype != params.k.dtype) {
+    return invalid_argument("v has dtype ", dtype_name(params.v.dtype), "; k has ",
+                            dtype_name(params.k.dtype));
+  }
+  const std::int64_t out_shape[4] = {params.q.shape[0], params.q.shape[1], num_heads_q,
+                                     params.v.shape[3]};
+  for (int axis = 0; axis < 4; ++axis) {
+    if (params.out.shape[axis] != out_shape[axis]) {
+      return invalid_argument("out has shape ", shape_text(params.out.shape, 4), "; expected ",
+                              shape_text(out_shape, 4));
+    }
+  }
+  if (params.out.dtype != params.q.dtype) {
+    return invalid_argument("out has dtype ", dtype_name(params.out.dtype), "; q has ",
+                            dtype_name(params.q.dtype));
+  }
+  if (params.softmax_scale &&
+      !(std::isfinite(*params.softmax_scale) && *params.softmax_scale > 0)) {
+    return invalid_argument("softmax_scale is ", *params.softmax_scale,
+                            "; accepted: a finite number above 0");
+  }
+  if (!(std::isfinite(params.softcap) && params.softcap >= 0)) {
+    return invalid_argument("softcap is ", params.softcap, "; accepted: 0 (none) or above");
+  }
+  switch (params.compute_type) {
+    case ComputeType::kNative:
+    case ComputeType::kFloat32:
+    case ComputeType::kBFloat16:
+      break;
+    default:
+      return invalid_argument("compute_type is ", static_cast<int>(params.compute_type),
+                              "; accepted: native (0), float32 (1), bfloat16 (2)");
+  }
+  switch (params.device.type) {
+    case DeviceType::kCpu:
+    case DeviceType::kCuda:
+      break;
+    default:
+      return invalid_argument("device.type is ", static_cast<int>(params.device.type),
+                              "; accepted: cpu (0), cuda (1)");
+  }
+  BSFA_RETURN_IF_ERROR(check_policy(params, num_heads_q));
+
+  *problem = {};
+  SequenceLayout& layout = problem->sequences;
+  BSFA_RETURN_IF_ERROR(make_layout(params, &layout));
+  if (params.device.type == DeviceType::kCpu) {
+    BSFA_RETURN_IF_ERROR(check_sequences_on_host(params, layout));
+  }
+  // Where the position of the first query is known here, a table must have an entry for it. (Rows
+  // before position 0 that come from left padding see nothing and are never gated.)
+  if (params.policy.kind == PolicyKind::kThreshold && !layout.packed &&
+      layout.q_offsets == nullptr && layout.seqused_k == nullptr && layout.leftpad_k == nullptr &&
+      layout.num_sequences > 0) {
+    const std::int64_t q_offset = sequence_at(layout, 0).q_offset;
+    if (q_offset < 0) {
+      return invalid_argument("q_offset is ", q_offset,
+                              "; a threshold table has no entry for positions before 0");
+    }
+  }
+
+  problem->q = params.q;
+  problem->k = params.k;
+  problem->v = params.v;
+  problem->out = params.out;
+  problem->num_heads_q = num_heads_q;
+  problem->num_heads_kv = num_heads_kv;
+  problem->group = num_heads_q / num_heads_kv;
+  problem->head_dim = head_dim;
+  problem->head_dim_v = params.v.shape[3];
+  problem->softmax_scale =
+      params.softmax_scale.value_or(1.0f / std::sqrt(static_cast<float>(head_dim)));
+  problem->softcap = params.softcap;
+  problem->sinks = params.sinks;
+  problem->page_table = params.page_table;
+  problem->page_size = params.page_size;
+  problem->page_table_stride = params.page_table_stride;
+  problem->policy = params.policy;
+  problem->compute_type = params.compute_type;
+  set_block_extents(problem);
+
+  const std::int64_t batch = layout.num_sequences;
+  const std::int64_t lse_shape[3] = {layout.packed ? 1 : batch, num_heads_q, params.q.shape[1]};
+  const std::int64_t count_shape[2] = {batch, num_heads_q};
+  const std::int64_t block_shape[4] = {batch, num_heads_q, problem->q_blocks, problem->kv_blocks};
+  BSFA_RETURN_IF_ERROR(check_statistic("lse", params.lse, lse_shape));
+  BSFA_RETURN_IF_ERROR(check_statistic("kept_blocks", params.kept_blocks, count_shape));
+  BSFA_RETURN_IF_ERROR(check_statistic("visible_blocks", params.visible_blocks, count_shape));
+  BSFA_RETURN_IF_ERROR(check_statistic("kept_mask", params.kept_mask, block_shape));
+  BSFA_RETURN_IF_ERROR(check_statistic("block_max", params.block_max, block_shape));
+  problem->lse = params.lse;
+  problem->kept_blocks = params.kept_blocks;
+  problem->visible_blocks = params.visible_blocks;
+  problem->kept_mask = params.kept_mask;
+  problem->block_max = params.block_max;
+  problem->device = params.device;
+  problem->stream = params.stream;
+  problem->executor = params.executor;
+  problem->workspace = params.workspace;
+  problem->workspace_bytes = params.workspace_bytes;
+  return {};
+}
+
+}  // namespace bsfa

@@ -1,0 +1,56 @@
+#pragma once
+
+#include <cstdint>
+
+#include "bsfa/attention.hpp"
+#include "core/geometry.hpp"
+
+namespace bsfa {
+
+// AttentionParams after validation, defaults resolved: what a backend works from. A backend still
+// refuses what it does not serve, but never checks again what is wrong for all of them.
+struct Problem {
+  TensorView q, k, v;
+  OutputView out;
+  std::int64_t num_heads_q = 0;
+  std::int64_t num_heads_kv = 0;
+  std::int64_t group = 1;  // num_heads_q / num_heads_kv
+  std::int64_t head_dim = 0;
+  std::int64_t head_dim_v = 0;
+  SequenceLayout sequences;
+  float softmax_scale = 0;
+  float softcap = 0;
+  const float* sinks = nullptr;
+  const std::int32_t* page_table = nullptr;
+  std::int64_t page_size = 0;
+  std::int64_t page_table_stride = 0;
+  Policy policy;
+  ComputeType compute_type = ComputeType::kNative;
+  std::int64_t q_blocks = 0;   // extent of kept_mask and block_max
+  std::int64_t kv_blocks = 0;  // likewise
+  StridedView<float, 3> lse;
+  StridedView<std::int64_t, 2> kept_blocks;
+  StridedView<std::int64_t, 2> visible_blocks;
+  StridedView<std::uint8_t, 4> kept_mask;
+  StridedView<float, 4> block_max;
+  Device device;
+  void* stream = nullptr;
+  Executor* executor = nullptr;
+  void* workspace = nullptr;
+  std::size_t workspace_bytes = 0;
+};
+
+// The precision in which a call multiplies: kBFloat16, kFloat16 or kFloat32. `has_float16_unit`
+// says whether the backend multiplies fp16 as such; otherwise native fp16 is promoted to fp32.
+DType multiply_dtype(const Problem& problem, bool has_float16_unit);
+
+// Checks shapes, dtypes and the contract of each member (never data on a device; on the CPU the
+// per-sequence arrays too, since a wrong one would read outside the tensors).
+Status make_problem(const AttentionParams& params, Problem* problem);
+
+// The query block that every row and column of a statistic is relative to.
+constexpr std::int64_t first_q_block(const Sequence& s, BlockShape block) {
+  return floor_div(s.q_offset, block.q);
+}
+
+}  // namespace bsfa

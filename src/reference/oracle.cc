@@ -1,0 +1,165 @@
+#include "reference/oracle.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "core/numeric.hpp"
+
+namespace bsfa {
+namespace {
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+double rounded(float value, DType precision) {
+  switch (precision) {
+    case DType::kBFloat16:
+      return float_from_bfloat16(bfloat16_from_float(value));
+    case DType::kFloat16:
+      return float_from_float16(float16_from_float(value));
+    case DType::kFloat32:
+      break;
+  }
+  return value;
+}
+
+// Rows [begin, begin + count) of one head as fp64, [count, dim].
+std::vector<double> load_rows(const TensorView& tensor, std::int64_t batch, std::int64_t begin,
+                              std::int64_t count, std::int64_t head, DType precision) {
+  const std::int64_t dim = tensor.shape[3];
+  std::vector<double> rows(static_cast<std::size_t>(count * dim));
+  for (std::int64_t r = 0; r < count; ++r) {
+    const std::int64_t base =
+        batch * tensor.stride[0] + (begin + r) * tensor.stride[1] + head * tensor.stride[2];
+    for (std::int64_t d = 0; d < dim; ++d) {
+      rows[r * dim + d] = rounded(load_element(tensor.data, tensor.dtype, base + d), precision);
+    }
+  }
+  return rows;
+}
+
+bool larger_or_nan(double value, double maximum) {
+  return std::isnan(value) || (!std::isnan(maximum) && value > maximum);
+}
+
+bool policy_keeps(const Problem& problem, std::int64_t sequence, std::int64_t head, std::int64_t i,
+                  std::int64_t j, double block_max, double* threshold) {
+  const BlockShape block = problem.sequences.block;
+  switch (problem.policy.kind) {
+    case PolicyKind::kDense:
+      return true;
+    case PolicyKind::kSlidingWindow:
+      return sliding_window_range(i, problem.policy.window_blocks, block).contains(j);
+    case PolicyKind::kThreshold:
+      break;
+  }
+  const ThresholdView& table = problem.policy.thresholds;
+  *threshold = table.data[sequence * table.stride_batch + head * table.stride_head +
+                          threshold_index(i, table.num_q_blocks)];
+  // The comparison of core/gate.hpp, before block_max is rounded to fp32.
+  return always_kept(i, j, block) || !(block_max < *threshold);
+}
+
+}  // namespace
+
+OracleHead oracle_head(const Problem& problem, std::int64_t sequence, std::int64_t head,
+                       DType precision,
+                       const std::optional<std::vector<std::uint8_t>>& forced_kept) {
+  const SequenceLayout& layout = problem.sequences;
+  const BlockShape block = layout.block;
+  const Sequence s = sequence_at(layout, sequence);
+  const std::int64_t dim = problem.head_dim;
+  const std::int64_t dim_v = problem.head_dim_v;
+  const std::int64_t kv_head = head / problem.group;
+  const std::vector<double> q =
+      load_rows(problem.q, s.batch, s.q_begin, s.seqlen_q, head, precision);
+  const std::vector<double> k =
+      load_rows(problem.k, s.batch, s.k_begin, s.seqlen_k, kv_head, precision);
+  const std::vector<double> v =
+      load_rows(problem.v, s.batch, s.k_begin, s.seqlen_k, kv_head, precision);
+
+  OracleHead result;
+  const BlockRange q_blocks = q_block_range(s, block);
+  const std::int64_t first_kv = layout.kv_offset / block.kv;
+  result.seqlen_q = s.seqlen_q;
+  result.q_blocks = q_blocks.size();
+  result.kv_blocks = ceil_div(s.seqlen_k, block.kv);
+  const auto cells = static_cast<std::size_t>(result.q_blocks * result.kv_blocks);
+  result.out.assign(static_cast<std::size_t>(s.seqlen_q * dim_v), 0.0);
+  result.lse.assign(static_cast<std::size_t>(s.seqlen_q), -kInfinity);
+  result.block_max.assign(cells, -kInfinity);
+  result.band.assign(cells, 0.0);
+  result.kept.assign(cells, 0);
+
+  std::vector<double> scores;  // of one query block, [rows, seqlen_k]
+  for (std::int64_t i = q_blocks.begin; i < q_blocks.end; ++i) {
+    const BlockRange rows = q_block_rows(s, i, block);
+    const std::size_t row_of_blocks =
+        static_cast<std::size_t>((i - q_blocks.begin) * result.kv_blocks);
+    scores.assign(static_cast<std::size_t>(rows.size() * s.seqlen_k), -kInfinity);
+    std::vector<double> magnitude(static_cast<std::size_t>(result.kv_blocks), 0.0);
+
+    for (std::int64_t r = rows.begin; r < rows.end; ++r) {
+      const BlockRange keys = visible_keys(layout, s, r);
+      for (std::int64_t c = keys.begin; c < keys.end; ++c) {
+        double dot = 0;
+        double absolute = 0;
+        for (std::int64_t d = 0; d < dim; ++d) {
+          const double product = q[r * dim + d] * k[c * dim + d];
+          dot += product;
+          absolute += std::abs(product);
+        }
+        double score = dot * problem.softmax_scale;
+        if (problem.softcap > 0) score = problem.softcap * std::tanh(score / problem.softcap);
+        scores[(r - rows.begin) * s.seqlen_k + c] = score;
+        const std::int64_t j = c / block.kv;
+        double& maximum = result.block_max[row_of_blocks + j];
+        if (larger_or_nan(score, maximum)) maximum = score;
+        magnitude[j] = std::max(magnitude[j], absolute);
+      }
+    }
+
+    const BlockRange visible = visible_blocks(layout, s, i);
+    result.visible_blocks += visible.size();
+    for (std::int64_t j = visible.begin; j < visible.end; ++j) {
+      const std::size_t cell = row_of_blocks + static_cast<std::size_t>(j - first_kv);
+      double threshold = 0;
+      bool keep = policy_keeps(problem, sequence, head, i, j, result.block_max[cell], &threshold);
+      if (forced_kept) keep = (*forced_kept)[cell] != 0;
+      result.kept[cell] = keep ? 1 : 0;
+      result.kept_blocks += keep ? 1 : 0;
+      result.band[cell] =
+          static_cast<double>(dim) * 0x1p-24 * problem.softmax_scale * magnitude[j - first_kv] +
+          (std::isfinite(threshold) ? 0x1p-22 * std::abs(threshold) : 0.0);
+    }
+
+    for (std::int64_t r = rows.begin; r < rows.end; ++r) {
+      const BlockRange keys = visible_keys(layout, s, r);
+      const double* row_scores = &scores[(r - rows.begin) * s.seqlen_k];
+      const auto kept = [&](std::int64_t c) {
+        return result.kept[row_of_blocks + static_cast<std::size_t>(c / block.kv)] != 0;
+      };
+      double maximum = -kInfinity;
+      for (std::int64_t c = keys.begin; c < keys.end; ++c) {
+        if (kept(c) && larger_or_nan(row_scores[c], maximum)) maximum = row_scores[c];
+      }
+      if (problem.sinks != nullptr) {
+        maximum = std::max(maximum, static_cast<double>(problem.sinks[head]));
+      }
+      if (maximum == -kInfinity) continue;  // no kept key: out = 0, lse = -inf
+      double sum = problem.sinks != nullptr ? std::exp(problem.sinks[head] - maximum) : 0.0;
+      double* out = &result.out[r * dim_v];
+      for (std::int64_t c = keys.begin; c < keys.end; ++c) {
+        if (!kept(c)) continue;
+        const double weight = std::exp(row_scores[c] - maximum);
+        sum += weight;
+        for (std::int64_t d = 0; d < dim_v; ++d) out[d] += weight * v[c * dim_v + d];
+      }
+      for (std::int64_t d = 0; d < dim_v; ++d) out[d] /= sum;
+      result.lse[r] = maximum + std::log(sum);
+    }
+  }
+  return result;
+}
+
+}  // namespace bsfa

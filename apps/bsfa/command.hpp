@@ -1,0 +1,47 @@
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <nlohmann/json.hpp>
+#include <string>
+
+// The frame of the command line. A verb is one file cmd_<verb>.cc with one function
+// `void add_<verb>(CLI::App& app)` (CMake finds it): it adds its subcommand and a callback that
+// does the work. A callback prints its result to stdout and throws bsfa::Error for what is refused
+// or fails; main.cc turns that into a message and an exit code.
+
+namespace bsfa::cli {
+
+// What the process returns; the codes are documented in `bsfa --help`.
+enum ExitCode : int {
+  kExitOk = 0,
+  kExitFailed = 1,    // a file that cannot be read or written, or a failure at run time
+  kExitBadInput = 2,  // arguments, or the content of an input, were refused
+};
+
+// The flag `--json` of every verb: one JSON object on stdout and nothing else there.
+void add_json_flag(CLI::App& verb, bool& json);
+
+void print_json(const nlohmann::json& value);
+
+// A text file as a string; throws Error (kIo) naming `argument` and the path.
+std::string read_text_file(const std::string& argument, const std::string& path);
+
+// Progress of long work on stderr: a bar on a terminal, nothing elsewhere.
+class Progress {
+ public:
+  Progress(std::string title, std::int64_t total);
+  ~Progress();
+  Progress(const Progress&) = delete;
+  Progress& operator=(const Progress&) = delete;
+  void advance(std::int64_t steps = 1);
+
+ private:
+  void draw();
+
+  std::string title_;
+  std::int64_t total_;
+  std::int64_t done_ = 0;
+  bool terminal_;
+};
+
+}  // namespace bsfa::cli

@@ -14,8 +14,8 @@ struct ThresholdMetadata {
   std::vector<std::int64_t> budgets;  // ascending; the paper's k, blocks kept beside the diagonal
   BlockShape block;
   float softmax_scale = 0;      // of the scores that were calibrated on
-  std::int64_t max_seqlen = 0;  // tokens of the longest sample
-  std::string model;            // name or path as given
+  std::int64_t max_seqlen = 0;  // tokens of the longest sample: num_q_blocks blocks, rounded up
+  std::string model;            // name or path as given, UTF-8
   std::int64_t num_samples = 0;
   std::string producer;                            // program and version
   std::optional<std::int64_t> recommended_budget;  // one of budgets
@@ -45,7 +45,11 @@ class BSFA_API ThresholdTable {
   // be copied to a device). Valid as long as this object. Throws Error, listing the budgets.
   ThresholdView view(std::int64_t budget, std::int64_t layer) const;
 
-  // Throws Error if the file is not for a model of this shape; `what` names the model.
+  // One of the budgets, or none. Throws Error, listing the budgets.
+  void set_recommended_budget(std::optional<std::int64_t> budget);
+
+  // Throws Error if these are not for a model of this shape; `what` names the model. Scales may
+  // differ by rounding: 1e-5 of their size.
   void check_model(const std::string& what, std::int64_t num_layers, std::int64_t num_heads_q,
                    float softmax_scale) const;
 
@@ -55,10 +59,11 @@ class BSFA_API ThresholdTable {
   std::int64_t num_heads_q_;
   std::int64_t num_q_blocks_;
   std::vector<float> values_;
+  std::string origin_;  // the file that this was read from, for messages
 };
 
 // sum_i (min(k, A_i) + D_i) / sum_i (A_i + D_i) over the query blocks of a causal prefill of
-// `seqlen` tokens: D_i always-kept visible blocks, A_i the others.
+// `seqlen` tokens: D_i always-kept visible blocks, A_i the others. 1 for an empty prefill.
 BSFA_API double predicted_density(std::int64_t budget, std::int64_t seqlen, BlockShape block);
 
 }  // namespace bsfa

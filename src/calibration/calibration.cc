@@ -1,0 +1,236 @@
+#include "bsfa/calibration.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <utility>
+
+#include "bsfa/backends.hpp"
+#include "core/gate.hpp"
+#include "core/status.hpp"
+#include "core/threshold_metadata.hpp"
+
+namespace bsfa {
+namespace {
+
+// [rows, from] -> [rows, to] with to >= from; the new columns are zero.
+template <typename T>
+void widen(std::vector<T>* values, std::int64_t rows, std::int64_t from, std::int64_t to) {
+  std::vector<T> wider(static_cast<std::size_t>(rows * to));
+  for (std::int64_t row = 0; row < rows; ++row) {
+    std::copy_n(values->begin() + row * from, from, wider.begin() + row * to);
+  }
+  *values = std::move(wider);
+}
+
+// What two calibrations must have in common.
+Status check_alike(const Calibration& a, const Calibration& b) {
+  const ThresholdMetadata& x = a.metadata();
+  const ThresholdMetadata& y = b.metadata();
+  const auto refuse = [](const char* field, const auto& other, const auto& own) {
+    return invalid_argument("the calibrations do not fit together: ", field, " is ", other,
+                            " in one and ", own, " in the other; expected the same");
+  };
+  if (x.model != y.model) return refuse("model", "'" + y.model + "'", "'" + x.model + "'");
+  if (x.budgets != y.budgets) return refuse("budgets", list_text(y.budgets), list_text(x.budgets));
+  if (x.block.q != y.block.q) return refuse("q_block", y.block.q, x.block.q);
+  if (x.block.kv != y.block.kv) return refuse("kv_block", y.block.kv, x.block.kv);
+  if (x.softmax_scale != y.softmax_scale) {
+    return refuse("softmax_scale", y.softmax_scale, x.softmax_scale);
+  }
+  if (a.num_layers() != b.num_layers()) {
+    return refuse("the number of layers", b.num_layers(), a.num_layers());
+  }
+  if (a.num_heads_q() != b.num_heads_q()) {
+    return refuse("the number of query heads", b.num_heads_q(), a.num_heads_q());
+  }
+  return {};
+}
+
+}  // namespace
+
+Calibration::Calibration(ThresholdMetadata metadata, std::int64_t num_layers,
+                         std::int64_t num_heads_q)
+    : metadata_(std::move(metadata)), num_layers_(num_layers), num_heads_q_(num_heads_q) {
+  if (const Status status = check_calibration_metadata(metadata_); !status.ok()) {
+    throw Error(status);
+  }
+  if (num_layers < 1 || num_heads_q < 1) {
+    throw Error(invalid_argument("num_layers and num_heads_q are ", num_layers, " and ",
+                                 num_heads_q, "; accepted: 1 or more"));
+  }
+  metadata_.max_seqlen = 0;
+  metadata_.num_samples = 0;
+  if (metadata_.producer.empty()) metadata_.producer = std::string("bsfa ") + version();
+}
+
+void Calibration::begin_sample(const std::string& name, std::int64_t num_tokens) {
+  if (in_sample_) {
+    throw Error(invalid_argument("sample '", name, "' begins while sample '", sample_name_,
+                                 "' is under way; end or drop that first"));
+  }
+  if (num_tokens < 1) {
+    throw Error(
+        invalid_argument("sample '", name, "' has ", num_tokens, " tokens; accepted: 1 or more"));
+  }
+  sample_name_ = name;
+  sample_tokens_ = num_tokens;
+  sample_q_blocks_ = num_q_blocks_of(num_tokens, metadata_.block);
+  sample_.assign(metadata_.budgets.size() *
+                     static_cast<std::size_t>(num_layers_ * num_heads_q_ * sample_q_blocks_),
+                 0.0f);
+  sample_done_.assign(static_cast<std::size_t>(num_layers_ * sample_q_blocks_), 0);
+  in_sample_ = true;
+}
+
+void Calibration::drop_sample() {
+  in_sample_ = false;
+  sample_.clear();
+  sample_done_.clear();
+}
+
+void Calibration::add(std::int64_t layer, std::int64_t q_offset, std::int64_t seqlen_q,
+                      const StridedView<const float, 3>& thresholds) {
+  if (!in_sample_) {
+    throw Error(invalid_argument("thresholds were added with no sample under way; begin one"));
+  }
+  const auto refuse = [&](const auto&... parts) {
+    const Status status = invalid_argument("sample '", sample_name_, "': ", parts...);
+    drop_sample();
+    throw Error(status);
+  };
+  if (layer < 0 || layer >= num_layers_) {
+    refuse("layer is ", layer, "; accepted: 0 to ", num_layers_ - 1);
+  }
+  if (q_offset < 0 || seqlen_q < 1 || q_offset > sample_tokens_ - seqlen_q) {
+    refuse("layer ", layer, ": rows ", q_offset, " to ", q_offset, " + ", seqlen_q,
+           " were added; the sample has ", sample_tokens_, " tokens");
+  }
+  const std::int64_t q_block = metadata_.block.q;
+  const std::int64_t q_end = q_offset + seqlen_q;
+  if (q_offset % q_block != 0 || (q_end % q_block != 0 && q_end != sample_tokens_)) {
+    refuse("layer ", layer, ": rows ", q_offset, " to ", q_end,
+           " split a query block over calls; a chunk starts on a multiple of ", q_block,
+           " and ends on one or at the last token");
+  }
+  const std::int64_t first = q_offset / q_block;
+  const std::int64_t count = ceil_div(seqlen_q, q_block);
+  const auto num_budgets = static_cast<std::int64_t>(metadata_.budgets.size());
+  const std::int64_t* shape = thresholds.shape;
+  if (shape[0] != num_budgets || shape[1] != num_heads_q_ || shape[2] != count) {
+    refuse("layer ", layer, ": thresholds has shape [", shape[0], ", ", shape[1], ", ", shape[2],
+           "]; expected [", num_budgets, " budgets, ", num_heads_q_, " heads, ", count,
+           " query blocks]");
+  }
+  if (!thresholds) refuse("layer ", layer, ": thresholds.data is null");
+  for (std::int64_t i = 0; i < count; ++i) {
+    if (sample_done_[static_cast<std::size_t>(layer * sample_q_blocks_ + first + i)] != 0) {
+      refuse("layer ", layer, ": query block ", first + i, " was added before");
+    }
+  }
+  for (std::int64_t budget = 0; budget < num_budgets; ++budget) {
+    for (std::int64_t head = 0; head < num_heads_q_; ++head) {
+      const float* from =
+          thresholds.data + budget * thresholds.stride[0] + head * thresholds.stride[1];
+      float* to = sample_.data() +
+                  ((budget * num_layers_ + layer) * num_heads_q_ + head) * sample_q_blocks_ + first;
+      for (std::int64_t i = 0; i < count; ++i) {
+        const float value = from[i * thresholds.stride[2]];
+        // Selection gives -inf or a finite number, or NaN for a maximum that was not finite.
+        if (std::isnan(value) || value == std::numeric_limits<float>::infinity()) {
+          refuse("layer ", layer, ", head ", head, ", query block ", first + i,
+                 ": a block maximum is NaN or infinite (the threshold came as ", value,
+                 "); the sample is left out");
+        }
+        to[i] = value;
+      }
+    }
+  }
+  for (std::int64_t i = 0; i < count; ++i) {
+    sample_done_[static_cast<std::size_t>(layer * sample_q_blocks_ + first + i)] = 1;
+  }
+}
+
+void Calibration::end_sample() {
+  if (!in_sample_) throw Error(invalid_argument("there is no sample under way to end"));
+  const auto missing = std::find(sample_done_.begin(), sample_done_.end(), 0);
+  if (missing != sample_done_.end()) {
+    const std::int64_t index = missing - sample_done_.begin();
+    const Status status = invalid_argument(
+        "sample '", sample_name_, "': layer ", index / sample_q_blocks_, " has no query block ",
+        index % sample_q_blocks_, "; expected all of its ", sample_tokens_, " tokens");
+    drop_sample();
+    throw Error(status);
+  }
+  grow(sample_q_blocks_);
+  const std::int64_t rows =
+      static_cast<std::int64_t>(metadata_.budgets.size()) * num_layers_ * num_heads_q_;
+  for (std::int64_t row = 0; row < rows; ++row) {
+    for (std::int64_t i = 0; i < sample_q_blocks_; ++i) {
+      const float value = sample_[static_cast<std::size_t>(row * sample_q_blocks_ + i)];
+      if (!std::isfinite(value)) continue;
+      const auto index = static_cast<std::size_t>(row * num_q_blocks_ + i);
+      sums_[index] += value;
+      ++finite_[index];
+    }
+  }
+  for (std::int64_t i = 0; i < sample_q_blocks_; ++i) ++reached_[static_cast<std::size_t>(i)];
+  metadata_.max_seqlen = std::max(metadata_.max_seqlen, sample_tokens_);
+  ++metadata_.num_samples;
+  drop_sample();
+}
+
+void Calibration::grow(std::int64_t num_q_blocks) {
+  if (num_q_blocks <= num_q_blocks_) return;
+  const std::int64_t rows =
+      static_cast<std::int64_t>(metadata_.budgets.size()) * num_layers_ * num_heads_q_;
+  widen(&sums_, rows, num_q_blocks_, num_q_blocks);
+  widen(&finite_, rows, num_q_blocks_, num_q_blocks);
+  reached_.resize(static_cast<std::size_t>(num_q_blocks));
+  num_q_blocks_ = num_q_blocks;
+}
+
+void Calibration::merge(const Calibration& other) {
+  if (in_sample_ || other.in_sample_) {
+    throw Error(invalid_argument("sample '", in_sample_ ? sample_name_ : other.sample_name_,
+                                 "' is under way; end or drop it before a merge"));
+  }
+  if (const Status status = check_alike(*this, other); !status.ok()) throw Error(status);
+  grow(other.num_q_blocks_);
+  const std::int64_t rows =
+      static_cast<std::int64_t>(metadata_.budgets.size()) * num_layers_ * num_heads_q_;
+  for (std::int64_t row = 0; row < rows; ++row) {
+    for (std::int64_t i = 0; i < other.num_q_blocks_; ++i) {
+      const auto from = static_cast<std::size_t>(row * other.num_q_blocks_ + i);
+      const auto to = static_cast<std::size_t>(row * num_q_blocks_ + i);
+      sums_[to] += other.sums_[from];
+      finite_[to] += other.finite_[from];
+    }
+  }
+  for (std::size_t i = 0; i < other.reached_.size(); ++i) reached_[i] += other.reached_[i];
+  metadata_.max_seqlen = std::max(metadata_.max_seqlen, other.metadata_.max_seqlen);
+  metadata_.num_samples += other.metadata_.num_samples;
+  if (!metadata_.recommended_budget) {
+    metadata_.recommended_budget = other.metadata_.recommended_budget;
+  }
+}
+
+ThresholdTable Calibration::finish() const {
+  if (in_sample_) {
+    throw Error(invalid_argument("sample '", sample_name_,
+                                 "' is under way; end or drop it before the calibration is "
+                                 "finished"));
+  }
+  if (metadata_.num_samples == 0) {
+    throw Error(invalid_argument("there is no sample to take thresholds from"));
+  }
+  std::vector<float> values(sums_.size());
+  for (std::size_t index = 0; index < values.size(); ++index) {
+    values[index] = finite_[index] > 0
+                        ? static_cast<float>(sums_[index] / static_cast<double>(finite_[index]))
+                        : -std::numeric_limits<float>::infinity();
+  }
+  return ThresholdTable(metadata_, num_layers_, num_heads_q_, num_q_blocks_, std::move(values));
+}
+
+}  // namespace bsfa

@@ -1,0 +1,18 @@
+#pragma once
+
+#include <string>
+
+#include "bsfa/thresholds.hpp"
+#include "io/safetensors.hpp"
+
+// ThresholdMetadata as the strings of a file's header.
+
+namespace bsfa {
+
+StringMap metadata_to_strings(const char* format, const ThresholdMetadata& metadata);
+
+// `file` is for messages; `format` is the value that the field of that name must have.
+Status metadata_from_strings(const std::string& file, const char* format, const StringMap& strings,
+                             ThresholdMetadata* metadata);
+
+}  // namespace bsfa

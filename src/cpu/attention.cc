@@ -1,0 +1,429 @@
+#include "cpu/attention.hpp"
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <limits>
+#include <type_traits>
+
+#include "core/gate.hpp"
+#include "core/geometry.hpp"
+#include "cpu/layout.hpp"
+
+// Two phases on the host's executor. First the keys and values of each KV head are packed into
+// panels of 64 keys, once for all query heads of its group. Then a task takes one query block of
+// one head through its key blocks: scores with their maximum, the gate's decision, and only for
+// what is kept the softmax and the values.
+
+namespace bsfa::cpu {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr float kLog2E = 1.44269504088896341f;
+constexpr std::int64_t kPanelsPerPackTask = 4;
+
+static_assert(static_cast<int>(DType::kFloat32) == 0 && static_cast<int>(DType::kFloat16) == 1 &&
+              static_cast<int>(DType::kBFloat16) == 2);  // as SourceRows::dtype
+
+template <typename T>
+T* at(void* base, std::size_t offset) {
+  return reinterpret_cast<T*>(static_cast<char*>(base) + offset);
+}
+
+template <typename Pointer>
+Pointer element(Pointer data, DType dtype, std::int64_t index) {
+  using Byte =
+      std::conditional_t<std::is_const_v<std::remove_pointer_t<Pointer>>, const char, char>;
+  return static_cast<Byte*>(data) + index * dtype_size(dtype);
+}
+
+// One panel of a key block, as seen by the rows of a task.
+struct PanelWork {
+  std::int64_t panel = 0;
+  int row_begin = 0;  // rows that see any of its keys
+  int row_end = 0;
+  int key_begin = 0;  // keys that any of these rows sees
+  int key_end = kPanelKeys;
+  bool partial = false;     // some of these rows do not see some of these keys
+  const int* lo = nullptr;  // [rows] if partial: the keys that a row sees
+  const int* hi = nullptr;
+  float* scores = nullptr;
+  float* row_max = nullptr;
+};
+
+class Call {
+ public:
+  Call(const Problem& problem, const KernelSet& kernels, bool round_bf16)
+      : problem_(problem),
+        sequences_(problem.sequences),
+        block_(problem.sequences.block),
+        kernels_(kernels),
+        round_bf16_(round_bf16),
+        layout_(workspace_layout(problem, kernels)),
+        units_(at<Unit>(problem.workspace, layout_.units)),
+        panels_(at<PackedPanels>(problem.workspace, layout_.panels)) {
+    score_scale_ = problem.softcap > 0 ? 1.0f : problem.softmax_scale;
+    scale_log2_ = score_scale_ * kLog2E;
+  }
+
+  void run() {
+    plan_panels();
+    plan_units();
+    clear_statistics();
+    for_each(ceil_div(num_panels_, kPanelsPerPackTask) * problem_.num_heads_kv,
+             [this](std::int64_t task, int) { pack(task); });
+    for_each(num_units_ * problem_.num_heads_q,
+             [this](std::int64_t task, int worker) { attend(task, worker); });
+  }
+
+ private:
+  template <typename F>
+  void for_each(std::int64_t tasks, F&& f) {
+    if (problem_.executor != nullptr) {
+      problem_.executor->for_each(tasks, f);
+    } else {
+      for (std::int64_t task = 0; task < tasks; ++task) f(task, 0);
+    }
+  }
+
+  // The key blocks that query block i scores: all that it sees, or the policy's window where nobody
+  // asks for the maxima of the others.
+  BlockRange scored_blocks(const Sequence& s, std::int64_t i) const {
+    BlockRange blocks = visible_blocks(sequences_, s, i);
+    if (problem_.policy.kind == PolicyKind::kSlidingWindow && !problem_.block_max) {
+      blocks = intersect(blocks, sliding_window_range(i, problem_.policy.window_blocks, block_));
+    }
+    return blocks;
+  }
+
+  std::int64_t first_kv_block() const { return sequences_.kv_offset / block_.kv; }
+
+  void plan_panels() {
+    for (std::int64_t n = 0; n < sequences_.num_sequences; ++n) {
+      const Sequence s = sequence_at(sequences_, n);
+      PackedPanels packed{0, 0, num_panels_};
+      const BlockRange q_blocks = q_block_range(s, block_);
+      const std::int64_t per_block = block_.kv / kPanelKeys;
+      for (std::int64_t i = q_blocks.begin; i < q_blocks.end; ++i) {
+        const BlockRange blocks = scored_blocks(s, i);
+        if (blocks.size() == 0) continue;
+        const std::int64_t begin = (blocks.begin - first_kv_block()) * per_block;
+        const std::int64_t end =
+            std::min((blocks.end - first_kv_block()) * per_block, ceil_div(s.seqlen_k, kPanelKeys));
+        packed.begin = packed.end == 0 ? begin : std::min(packed.begin, begin);
+        packed.end = std::max(packed.end, end);
+      }
+      num_panels_ += packed.end - packed.begin;
+      panels_[n] = packed;
+    }
+  }
+
+  void plan_units() {
+    for (std::int64_t n = 0; n < sequences_.num_sequences; ++n) {
+      const Sequence s = sequence_at(sequences_, n);
+      const BlockRange q_blocks = q_block_range(s, block_);
+      for (std::int64_t i = q_blocks.begin; i < q_blocks.end; ++i) {
+        units_[num_units_++] = {scored_blocks(s, i).size(), static_cast<std::int32_t>(n),
+                                static_cast<std::int32_t>(i)};
+      }
+    }
+    std::sort(units_, units_ + num_units_, [](const Unit& a, const Unit& b) {
+      if (a.cost != b.cost) return a.cost > b.cost;
+      return a.sequence != b.sequence ? a.sequence < b.sequence : a.q_block < b.q_block;
+    });
+  }
+
+  // Counts start from 0; rows of blocks that a sequence does not have hold nothing.
+  void clear_statistics() {
+    for (std::int64_t n = 0; n < sequences_.num_sequences; ++n) {
+      const std::int64_t q_blocks = q_block_range(sequence_at(sequences_, n), block_).size();
+      for (std::int64_t head = 0; head < problem_.num_heads_q; ++head) {
+        for (const auto* view : {&problem_.kept_blocks, &problem_.visible_blocks}) {
+          if (*view) view->data[n * view->stride[0] + head * view->stride[1]] = 0;
+        }
+        for (std::int64_t row = q_blocks; row < problem_.q_blocks; ++row) {
+          clear_block_row(n, head, row);
+        }
+      }
+    }
+  }
+
+  void clear_block_row(std::int64_t n, std::int64_t head, std::int64_t row) {
+    for (std::int64_t j = 0; j < problem_.kv_blocks; ++j) {
+      if (problem_.kept_mask) *cell(problem_.kept_mask, n, head, row, j) = 0;
+      if (problem_.block_max) *cell(problem_.block_max, n, head, row, j) = -kInfinity;
+    }
+  }
+
+  template <typename T>
+  static T* cell(const StridedView<T, 4>& view, std::int64_t n, std::int64_t head, std::int64_t row,
+                 std::int64_t column) {
+    return view.data + n * view.stride[0] + head * view.stride[1] + row * view.stride[2] +
+           column * view.stride[3];
+  }
+
+  void pack(std::int64_t task) {
+    const std::int64_t kv_head = task % problem_.num_heads_kv;
+    const std::int64_t begin = task / problem_.num_heads_kv * kPanelsPerPackTask;
+    const std::int64_t end = std::min(begin + kPanelsPerPackTask, num_panels_);
+    const PackedPanels* const all = panels_;
+    const PackedPanels* const last = all + sequences_.num_sequences;
+    const PackedPanels* owner = std::upper_bound(all, last, begin,
+                                                 [](std::int64_t panel, const PackedPanels& p) {
+                                                   return panel < p.first;
+                                                 }) -
+                                1;
+    for (std::int64_t stored = begin; stored < end; ++stored) {
+      while (stored >= owner->first + (owner->end - owner->begin)) ++owner;
+      const Sequence s = sequence_at(sequences_, owner - all);
+      const std::int64_t panel = owner->begin + stored - owner->first;
+      const std::int64_t keys = std::min<std::int64_t>(kPanelKeys, s.seqlen_k - panel * kPanelKeys);
+      kernels_.pack_k(source_rows(problem_.k, s, panel, kv_head), keys, problem_.head_dim,
+                      round_bf16_, k_panel(kv_head, stored));
+      const bool not_finite =
+          kernels_.pack_v(source_rows(problem_.v, s, panel, kv_head), 0, keys, problem_.head_dim_v,
+                          layout_.padded_dim_v, round_bf16_, v_panel(kv_head, stored));
+      *v_not_finite(kv_head, stored) = not_finite ? 1 : 0;
+    }
+  }
+
+  static SourceRows source_rows(const TensorView& tensor, const Sequence& s, std::int64_t panel,
+                                std::int64_t kv_head) {
+    const std::int64_t row = s.k_begin + panel * kPanelKeys;
+    const std::int64_t index =
+        s.batch * tensor.stride[0] + row * tensor.stride[1] + kv_head * tensor.stride[2];
+    return {element(tensor.data, tensor.dtype, index), tensor.stride[1],
+            static_cast<int>(tensor.dtype)};
+  }
+
+  void* k_panel(std::int64_t kv_head, std::int64_t stored) const {
+    return panel_at(layout_.k, kv_head, stored, layout_.k_panel_bytes);
+  }
+  void* v_panel(std::int64_t kv_head, std::int64_t stored) const {
+    return panel_at(layout_.v, kv_head, stored, layout_.v_panel_bytes);
+  }
+  std::uint8_t* v_not_finite(std::int64_t kv_head, std::int64_t stored) const {
+    return static_cast<std::uint8_t*>(panel_at(layout_.v_not_finite, kv_head, stored, 1));
+  }
+  void* panel_at(std::size_t base, std::int64_t kv_head, std::int64_t stored,
+                 std::size_t bytes) const {
+    const auto index = static_cast<std::size_t>(kv_head * layout_.max_panels + stored);
+    return at<char>(problem_.workspace, base + index * bytes);
+  }
+
+  // A task: unit and head, heads that share keys next to each other.
+  void attend(std::int64_t task, int worker);
+  // Fills in which rows and keys meet; false if none do.
+  bool meet(const Sequence& s, BlockRange rows, std::int64_t panel, int* bounds,
+            PanelWork* work) const;
+  BlockStatistic score(const PanelWork& work, const void* q, const void* k) const;
+  void add(const PanelWork& work, const Sequence& s, std::int64_t kv_head, std::int64_t stored,
+           const SoftmaxState& state, void* spare_v) const;
+  bool keeps(std::int64_t sequence, std::int64_t head, std::int64_t i, std::int64_t j,
+             float block_max) const;
+
+  const Problem& problem_;
+  const SequenceLayout& sequences_;
+  const BlockShape block_;
+  const KernelSet& kernels_;
+  const bool round_bf16_;
+  const WorkspaceLayout layout_;
+  Unit* const units_;
+  PackedPanels* const panels_;
+  std::int64_t num_units_ = 0;
+  std::int64_t num_panels_ = 0;
+  float score_scale_ = 1;  // what a stored score is multiplied by
+  float scale_log2_ = 1;
+};
+
+bool Call::meet(const Sequence& s, BlockRange rows, std::int64_t panel, int* bounds,
+                PanelWork* work) const {
+  const std::int64_t first_key = panel * kPanelKeys;
+  const int count = static_cast<int>(rows.size());
+  const auto keys_of = [&](int row) {
+    const BlockRange keys = visible_keys(sequences_, s, rows.begin + row);
+    return BlockRange{keys.begin - first_key, keys.end - first_key};
+  };
+  const BlockRange first = keys_of(0);
+  const BlockRange last = keys_of(count - 1);
+  work->panel = panel;
+  work->row_begin = 0;
+  work->row_end = count;
+  // Later rows begin and end no earlier.
+  if (last.begin <= 0 && first.end >= kPanelKeys) return true;
+
+  int* lo = bounds;
+  int* hi = bounds + kMaxRows;
+  int begin = count;
+  int end = 0;
+  work->key_begin = kPanelKeys;
+  work->key_end = 0;
+  for (int row = 0; row < count; ++row) {
+    const BlockRange keys = intersect(keys_of(row), {0, kPanelKeys});
+    lo[row] = keys.size() > 0 ? static_cast<int>(keys.begin) : 0;
+    hi[row] = keys.size() > 0 ? static_cast<int>(keys.end) : 0;
+    if (keys.size() == 0) continue;
+    begin = std::min(begin, row);
+    end = row + 1;
+    work->key_begin = std::min(work->key_begin, lo[row]);
+    work->key_end = std::max(work->key_end, hi[row]);
+  }
+  work->row_begin = begin;
+  work->row_end = end;
+  work->partial = true;
+  work->lo = lo;
+  work->hi = hi;
+  return begin < end;
+}
+
+BlockStatistic Call::score(const PanelWork& work, const void* q, const void* k) const {
+  const BlockStatistic statistic =
+      kernels_.scores(q, k, layout_.steps, work.row_begin, work.row_end, work.scores, work.row_max);
+  if (!work.partial && problem_.softcap == 0) return statistic;
+  static constexpr auto kNone = [] {
+    std::array<int, kMaxRows> bounds{};
+    return bounds;
+  }();
+  static constexpr auto kAll = [] {
+    std::array<int, kMaxRows> bounds{};
+    bounds.fill(kPanelKeys);
+    return bounds;
+  }();
+  return kernels_.mask(work.row_begin, work.row_end, work.partial ? work.lo : kNone.data(),
+                       work.partial ? work.hi : kAll.data(), problem_.softmax_scale,
+                       problem_.softcap, work.scores, work.row_max);
+}
+
+void Call::add(const PanelWork& work, const Sequence& s, std::int64_t kv_head, std::int64_t stored,
+               const SoftmaxState& state, void* spare_v) const {
+  kernels_.softmax_step(work.row_begin, work.row_end, work.row_max, scale_log2_, state);
+  if (!work.partial || *v_not_finite(kv_head, stored) == 0) {
+    kernels_.add_values(work.row_begin, work.row_end, work.key_begin, work.key_end, work.scores,
+                        scale_log2_, v_panel(kv_head, stored), state);
+    return;
+  }
+  // A value that is NaN or infinite reaches only the rows that see it: a weight of 0 would not keep
+  // it from the others. So each row gets a panel of what it sees.
+  for (int row = work.row_begin; row < work.row_end; ++row) {
+    kernels_.pack_v(source_rows(problem_.v, s, work.panel, kv_head), work.lo[row], work.hi[row],
+                    problem_.head_dim_v, layout_.padded_dim_v, round_bf16_, spare_v);
+    kernels_.add_values(row, row + 1, work.lo[row], work.hi[row], work.scores, scale_log2_, spare_v,
+                        state);
+  }
+}
+
+bool Call::keeps(std::int64_t sequence, std::int64_t head, std::int64_t i, std::int64_t j,
+                 float block_max) const {
+  switch (problem_.policy.kind) {
+    case PolicyKind::kDense:
+      return true;
+    case PolicyKind::kSlidingWindow:
+      return sliding_window_range(i, problem_.policy.window_blocks, block_).contains(j);
+    case PolicyKind::kThreshold:
+      break;
+  }
+  const ThresholdView& table = problem_.policy.thresholds;
+  const float threshold = table.data[sequence * table.stride_batch + head * table.stride_head +
+                                     threshold_index(i, table.num_q_blocks)];
+  return keep_block(block_max, threshold, always_kept(i, j, block_));
+}
+
+void Call::attend(std::int64_t task, int worker) {
+  const Unit unit = units_[task / problem_.num_heads_q];
+  const std::int64_t head = task % problem_.num_heads_q;
+  const std::int64_t kv_head = head / problem_.group;
+  const std::int64_t n = unit.sequence;
+  const Sequence s = sequence_at(sequences_, n);
+  const BlockRange rows = q_block_rows(s, unit.q_block, block_);
+  const int count = static_cast<int>(rows.size());
+  const PackedPanels packed = panels_[n];
+
+  char* const scratch =
+      at<char>(problem_.workspace,
+               layout_.scratch + static_cast<std::size_t>(worker) * layout_.scratch_bytes);
+  void* const q = scratch + layout_.q;
+  void* const spare_v = scratch + layout_.spare_v;
+  SoftmaxState state{};
+  state.max = at<float>(scratch, layout_.state);
+  state.minus_max = state.max + kMaxRows;
+  state.rescale = state.minus_max + kMaxRows;
+  state.sum = state.rescale + kMaxRows;
+  state.out = state.sum + kMaxRows * kMaxLanes;
+  state.padded_dim_v = layout_.padded_dim_v;
+  std::fill_n(state.max, kMaxRows, -kInfinity);
+  std::fill_n(state.sum, kMaxRows * kMaxLanes, 0.0f);
+  std::fill_n(state.out, kMaxRows * layout_.padded_dim_v, 0.0f);
+
+  const TensorView& tensor = problem_.q;
+  const std::int64_t first_row = s.q_begin + rows.begin;
+  kernels_.pack_q(
+      {element(tensor.data, tensor.dtype,
+               s.batch * tensor.stride[0] + first_row * tensor.stride[1] + head * tensor.stride[2]),
+       tensor.stride[1], static_cast<int>(tensor.dtype)},
+      count, problem_.head_dim, round_bf16_, q);
+
+  const std::int64_t block_row = unit.q_block - first_q_block(s, block_);
+  if (problem_.kept_mask || problem_.block_max) clear_block_row(n, head, block_row);
+  std::int64_t kept_blocks = 0;
+  const int per_block = static_cast<int>(block_.kv / kPanelKeys);
+  const BlockRange blocks = scored_blocks(s, unit.q_block);
+  for (std::int64_t j = blocks.begin; j < blocks.end; ++j) {
+    PanelWork works[2];
+    int num_works = 0;
+    BlockStatistic statistic{-kInfinity, false};
+    for (int half = 0; half < per_block; ++half) {
+      const std::int64_t panel = (j - first_kv_block()) * per_block + half;
+      PanelWork& work = works[num_works];
+      work = {};
+      work.scores = at<float>(scratch, layout_.scores) + num_works * kMaxRows * kPanelKeys;
+      work.row_max = at<float>(scratch, layout_.row_max) + num_works * kMaxRows;
+      int* bounds = at<int>(scratch, layout_.visible) + num_works * 2 * kMaxRows;
+      if (!meet(s, rows, panel, bounds, &work)) continue;
+      ++num_works;
+      const BlockStatistic part =
+          score(work, q, k_panel(kv_head, packed.first + panel - packed.begin));
+      statistic.max = std::max(statistic.max, part.max);
+      statistic.has_nan = statistic.has_nan || part.has_nan;
+    }
+    const float block_max =
+        statistic.has_nan ? std::numeric_limits<float>::quiet_NaN() : statistic.max * score_scale_;
+    const std::int64_t column = j - first_kv_block();
+    if (problem_.block_max) *cell(problem_.block_max, n, head, block_row, column) = block_max;
+    if (!keeps(n, head, unit.q_block, j, block_max)) continue;
+    ++kept_blocks;
+    if (problem_.kept_mask) *cell(problem_.kept_mask, n, head, block_row, column) = 1;
+    for (int i = 0; i < num_works; ++i) {
+      add(works[i], s, kv_head, packed.first + works[i].panel - packed.begin, state, spare_v);
+    }
+  }
+
+  // Query blocks of a head are counted by whichever workers ran them.
+  const auto count_blocks = [&](const StridedView<std::int64_t, 2>& view, std::int64_t value) {
+    if (!view) return;
+    std::atomic_ref<std::int64_t>(view.data[n * view.stride[0] + head * view.stride[1]])
+        .fetch_add(value, std::memory_order_relaxed);
+  };
+  count_blocks(problem_.kept_blocks, kept_blocks);
+  count_blocks(problem_.visible_blocks, visible_blocks(sequences_, s, unit.q_block).size());
+
+  const OutputView& out = problem_.out;
+  const StridedView<float, 3>& lse = problem_.lse;
+  float* lse_row = nullptr;
+  if (lse) {
+    lse_row = lse.data + s.batch * lse.stride[0] + head * lse.stride[1] + first_row * lse.stride[2];
+  }
+  kernels_.finish(
+      count, problem_.head_dim_v, state,
+      problem_.sinks != nullptr ? problem_.sinks + head : nullptr,
+      element(out.data, out.dtype,
+              s.batch * out.stride[0] + first_row * out.stride[1] + head * out.stride[2]),
+      out.stride[1], static_cast<int>(out.dtype), lse_row, lse ? lse.stride[2] : 0);
+}
+
+}  // namespace
+
+void run_attention(const Problem& problem, const KernelSet& kernels, bool round_bf16) {
+  Call(problem, kernels, round_bf16).run();
+}
+
+}  // namespace bsfa::cpu

@@ -1,0 +1,90 @@
+#include "core/backend.hpp"
+
+#include "core/status.hpp"
+#include "cpu/attention.hpp"
+#include "cpu/isa.hpp"
+#include "cpu/layout.hpp"
+
+namespace bsfa {
+namespace cpu {
+namespace {
+
+constexpr std::int64_t kMaxHeadDim = 256;
+
+struct Choice {
+  const KernelSet* kernels = nullptr;
+  DType multiply = DType::kFloat32;
+};
+
+Status check_head_dim(const char* name, std::int64_t dim) {
+  if (dim % 8 != 0 || dim > kMaxHeadDim) {
+    return unsupported(name, " is ", dim, "; backend cpu takes multiples of 8 up to ", kMaxHeadDim);
+  }
+  return {};
+}
+
+// Decides for plan and run alike.
+Status choose(const Problem& problem, Choice* choice) {
+  if (problem.page_table != nullptr) {
+    return unsupported("page_table was given; backend cpu takes contiguous k and v");
+  }
+  BSFA_RETURN_IF_ERROR(check_head_dim("head_dim", problem.head_dim));
+  BSFA_RETURN_IF_ERROR(check_head_dim("head_dim of v", problem.head_dim_v));
+  if (problem.executor != nullptr && problem.executor->max_workers() < 1) {
+    return invalid_argument("executor has max_workers() ", problem.executor->max_workers(),
+                            "; accepted: 1 or more");
+  }
+  choice->multiply = multiply_dtype(problem, false);
+  const bool bfloat16 = choice->multiply == DType::kBFloat16;
+  Isa isa = Isa::kBaseline;
+  BSFA_RETURN_IF_ERROR(choose_isa(bfloat16, &isa));
+  choice->kernels = &kernels_of(isa, bfloat16);
+  return {};
+}
+
+bool available() { return true; }
+
+std::string describe() {
+  std::string result = "instruction sets here: ";
+  const char* separator = "";
+  for (const Isa isa : available_isas()) {
+    result += separator;
+    result += isa_name(isa);
+    separator = ", ";
+  }
+  for (const bool bfloat16 : {false, true}) {
+    Isa isa = Isa::kBaseline;
+    const Status status = choose_isa(bfloat16, &isa);
+    if (!status.ok()) return result + "; " + status.message;
+    result += std::string("; ") + (bfloat16 ? "bfloat16" : "float32") + " products with " +
+              kernels_of(isa, bfloat16).name;
+  }
+  return result;
+}
+
+Status plan(const Problem& problem, AttentionPlan* plan) {
+  Choice choice;
+  BSFA_RETURN_IF_ERROR(choose(problem, &choice));
+  plan->kernel = choice.kernels->name;
+  plan->compute = dtype_name(choice.multiply);
+  plan->workspace_bytes = workspace_layout(problem, *choice.kernels).total;
+  return {};
+}
+
+Status run(const Problem& problem) {
+  Choice choice;
+  BSFA_RETURN_IF_ERROR(choose(problem, &choice));
+  run_attention(problem, *choice.kernels, choice.multiply == DType::kBFloat16);
+  return {};
+}
+
+}  // namespace
+}  // namespace cpu
+
+const Backend& cpu_backend() {
+  static const Backend backend{"cpu",         DeviceType::kCpu, 0,        cpu::available,
+                               cpu::describe, cpu::plan,        cpu::run, nullptr};
+  return backend;
+}
+
+}  // namespace bsfa

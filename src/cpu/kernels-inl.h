@@ -1,0 +1,399 @@
+// The kernels of one instruction set. Included inside an anonymous namespace of the target's own
+// namespace, after scalar-inl.h and a simd_*-inl.h that defines Simd; the target then fills a
+// KernelSet with Kernels<Words>. Layouts and contracts: kernels.hpp.
+//
+// Each score is one chain of multiply-adds along head_dim from 0 upwards, whatever tile it falls
+// into: its bits depend on its q and k rows alone.
+
+using F = Simd::F;
+inline constexpr int kWidth = Simd::kWidth;
+inline constexpr float kMinusInfinity = -__builtin_inff();
+inline constexpr float kLog2E = 1.44269504088896341f;
+inline constexpr double kLn2 = 0.693147180559945309;
+
+// One fp32 number a word.
+struct Float32Words {
+  using Element = float;
+  static constexpr int kElements = 1;
+  static F multiply_add(F sum, F a, F b) { return Simd::fma(a, b, sum); }
+  static void store(Element* p, F x) { Simd::store(p, x); }
+  static Element from_float(float x) { return x; }
+};
+
+// 2^x for x <= 127; 0 for x below -126; NaN stays.
+inline F exp2(F x) {
+  // Minimax on [0, 1) with p(0) = 1, relative error 8.2e-8.
+  const auto polynomial = [](F f) {
+    F p = Simd::set1(0x1.e97516p-10f);
+    p = Simd::fma(p, f, Simd::set1(0x1.27784ep-7f));
+    p = Simd::fma(p, f, Simd::set1(0x1.c91ce8p-5f));
+    p = Simd::fma(p, f, Simd::set1(0x1.ebdb56p-3f));
+    p = Simd::fma(p, f, Simd::set1(0x1.62e4bap-1f));
+    return Simd::fma(p, f, Simd::set1(1.0f));
+  };
+  x = Simd::clamp_exponent(x);
+  return Simd::scale_by_power(polynomial(Simd::fraction(x)), x);
+}
+
+inline F tanh(F x) {
+  const F magnitude = Simd::abs(x);
+  // Small: the Taylor series to x^9. Others: (1 - e) / (1 + e) with e = exp(-2 |x|).
+  const F square = Simd::mul(x, x);
+  F series = Simd::set1(62.0f / 2835.0f);
+  series = Simd::fma(series, square, Simd::set1(-17.0f / 315.0f));
+  series = Simd::fma(series, square, Simd::set1(2.0f / 15.0f));
+  series = Simd::fma(series, square, Simd::set1(-1.0f / 3.0f));
+  series = Simd::fma(Simd::mul(series, square), x, x);
+  const F exponent = Simd::max(Simd::set1(-40.0f), Simd::mul(magnitude, Simd::set1(-2 * kLog2E)));
+  const F e = exp2(exponent);
+  const F one = Simd::set1(1.0f);
+  const F ratio = Simd::div(Simd::sub(one, e), Simd::add(one, e));
+  const F zero = Simd::set1(0.0f);
+  const F large = Simd::select_less(x, zero, Simd::sub(zero, ratio), ratio);
+  return Simd::select_less(magnitude, Simd::set1(0.25f), series, large);
+}
+
+// Row r of the source as fp32, rounded to bf16 if asked.
+inline void convert_row(const SourceRows& source, std::int64_t row, std::int64_t dim,
+                        bool round_bf16, float* to) {
+  std::int64_t d = 0;
+  if (source.dtype == 0) {
+    const float* from = static_cast<const float*>(source.data) + row * source.stride;
+    for (; d + kWidth <= dim; d += kWidth) {
+      const F x = Simd::load(from + d);
+      Simd::store(to + d, round_bf16 ? Simd::round_bf16(x) : x);
+    }
+    for (; d < dim; ++d) to[d] = round_bf16 ? bfloat_to_float(float_to_bfloat(from[d])) : from[d];
+    return;
+  }
+  const std::uint16_t* from = static_cast<const std::uint16_t*>(source.data) + row * source.stride;
+  if (source.dtype == 1) {
+    for (; d + kWidth <= dim; d += kWidth) {
+      const F x = Simd::load_f16(from + d);
+      Simd::store(to + d, round_bf16 ? Simd::round_bf16(x) : x);
+    }
+    for (; d < dim; ++d) {
+      const float x = half_to_float(from[d]);
+      to[d] = round_bf16 ? bfloat_to_float(float_to_bfloat(x)) : x;
+    }
+  } else {
+    for (; d + kWidth <= dim; d += kWidth) Simd::store(to + d, Simd::load_bf16(from + d));
+    for (; d < dim; ++d) to[d] = bfloat_to_float(from[d]);
+  }
+}
+
+template <typename Words>
+struct Kernels {
+  using Element = typename Words::Element;
+  static constexpr int kElements = Words::kElements;
+  static constexpr int kMaxDim = 256;
+
+  static void store_row(const float* from, std::int64_t count, Element* to) {
+    std::int64_t d = 0;
+    for (; d + kWidth <= count; d += kWidth) Words::store(to + d, Simd::load(from + d));
+    for (; d < count; ++d) to[d] = Words::from_float(from[d]);
+  }
+
+  static void pack_q(const SourceRows& source, std::int64_t rows, std::int64_t dim, bool round_bf16,
+                     void* words) {
+    alignas(64) float row[kMaxDim];
+    auto* to = static_cast<Element*>(words);
+    for (std::int64_t r = 0; r < rows; ++r) {
+      convert_row(source, r, dim, round_bf16, row);
+      store_row(row, dim, to + r * dim);
+    }
+  }
+
+  static void pack_k(const SourceRows& source, std::int64_t keys, std::int64_t dim, bool round_bf16,
+                     void* words) {
+    constexpr int kGroup = 16;
+    alignas(64) float row[kMaxDim];
+    alignas(64) float group[kGroup][kMaxDim / kElements];  // as words
+    const std::int64_t steps = dim / kElements;
+    auto* to = static_cast<float*>(words);
+    for (int first = 0; first < kPanelKeys; first += kGroup) {
+      for (int i = 0; i < kGroup; ++i) {
+        if (first + i < keys) {
+          convert_row(source, first + i, dim, round_bf16, row);
+          store_row(row, dim, reinterpret_cast<Element*>(group[i]));
+        } else {
+          __builtin_memset(group[i], 0, static_cast<std::size_t>(steps) * sizeof(float));
+        }
+      }
+      for (std::int64_t step = 0; step < steps; ++step) {
+        for (int i = 0; i < kGroup; ++i) to[step * kPanelKeys + first + i] = group[i][step];
+      }
+    }
+  }
+
+  static bool pack_v(const SourceRows& source, std::int64_t first, std::int64_t last,
+                     std::int64_t dim, std::int64_t padded_dim, bool round_bf16, void* words) {
+    alignas(64) float row[kMaxDim];
+    auto* to = static_cast<Element*>(words);
+    std::uint32_t largest = 0;  // bits of the largest magnitude: NaN and infinity above all
+    for (int key = 0; key < kPanelKeys; ++key) {
+      std::int64_t filled = 0;
+      if (key >= first && key < last) {
+        convert_row(source, key, dim, round_bf16, row);
+        for (; filled < dim; ++filled) {
+          const std::uint32_t magnitude = bits_of_float(row[filled]) & 0x7fffffffu;
+          largest = magnitude > largest ? magnitude : largest;
+        }
+      }
+      for (; filled < padded_dim; ++filled) row[filled] = 0;
+      if constexpr (kElements == 1) {
+        store_row(row, padded_dim, to + key * padded_dim);
+      } else {
+        Element* pair = to + (key / 2) * padded_dim * 2 + key % 2;
+        for (std::int64_t d = 0; d < padded_dim; ++d) pair[2 * d] = Words::from_float(row[d]);
+      }
+    }
+    return largest >= 0x7f800000u;
+  }
+
+  // A tile of kRows x (kTileVectors vectors) scores at column `column` of the panel.
+  template <int kRows>
+  static void score_tile(const float* q, std::int64_t steps, const float* k, float* scores,
+                         F* row_max, Simd::NanFlags* nan) {
+    constexpr int kVectors = Simd::kTileVectors;
+    F sum[kRows][kVectors];
+    BSFA_UNROLL for (int r = 0; r < kRows; ++r) {
+      BSFA_UNROLL for (int v = 0; v < kVectors; ++v) sum[r][v] = Simd::set1(0.0f);
+    }
+    for (std::int64_t step = 0; step < steps; ++step) {
+      F b[kVectors];
+      BSFA_UNROLL for (int v = 0; v < kVectors; ++v) {
+        b[v] = Simd::load(k + step * kPanelKeys + v * kWidth);
+      }
+      BSFA_UNROLL for (int r = 0; r < kRows; ++r) {
+        const F a = Simd::set1(q[r * steps + step]);
+        BSFA_UNROLL for (int v = 0; v < kVectors; ++v) {
+          sum[r][v] = Words::multiply_add(sum[r][v], a, b[v]);
+        }
+      }
+    }
+    BSFA_UNROLL for (int r = 0; r < kRows; ++r) {
+      BSFA_UNROLL for (int v = 0; v < kVectors; v += 2) {
+        *nan = Simd::note_nan(*nan, sum[r][v], sum[r][v + 1]);
+        row_max[r] = Simd::max(Simd::max(sum[r][v], sum[r][v + 1]), row_max[r]);
+        Simd::store(scores + r * kPanelKeys + v * kWidth, sum[r][v]);
+        Simd::store(scores + r * kPanelKeys + (v + 1) * kWidth, sum[r][v + 1]);
+      }
+    }
+  }
+
+  // Calls body.template operator()<kRows>(row) for tiles that cover [begin, end): as few as kMost
+  // allows, their heights differing by at most one, so that none is too low to hide its latency.
+  template <int kMost, typename Body>
+  static void for_row_tiles(int begin, int end, Body&& body) {
+    int tiles = (end - begin + kMost - 1) / kMost;
+    for (int row = begin; row < end; --tiles) {
+      const int rows = (end - row + tiles - 1) / tiles;
+      dispatch<kMost>(rows, row, body);
+      row += rows;
+    }
+  }
+
+  template <int kRows, typename Body>
+  static void dispatch(int rows, int row, Body&& body) {
+    if (rows == kRows) {
+      body.template operator()<kRows>(row);
+    } else if constexpr (kRows > 1) {
+      dispatch<kRows - 1>(rows, row, body);
+    }
+  }
+
+  static BlockStatistic scores(const void* q, const void* k, std::int64_t steps, int row_begin,
+                               int row_end, float* scores, float* row_max) {
+    Simd::NanFlags nan = Simd::no_nan();
+    F block_max = Simd::set1(kMinusInfinity);
+    for (int r = 0; r < row_begin; ++r) row_max[r] = kMinusInfinity;
+    for (int r = row_end; r < kMaxRows; ++r) row_max[r] = kMinusInfinity;
+    for_row_tiles<Simd::kTileRows>(row_begin, row_end, [&]<int kRows>(int row) {
+      F tile_max[kRows];
+      BSFA_UNROLL for (int r = 0; r < kRows; ++r) tile_max[r] = Simd::set1(kMinusInfinity);
+      for (int column = 0; column < kPanelKeys; column += Simd::kTileVectors * kWidth) {
+        score_tile<kRows>(static_cast<const float*>(q) + row * steps, steps,
+                          static_cast<const float*>(k) + column, scores + row * kPanelKeys + column,
+                          tile_max, &nan);
+      }
+      BSFA_UNROLL for (int r = 0; r < kRows; ++r) {
+        row_max[row + r] = Simd::reduce_max(tile_max[r]);
+        block_max = Simd::max(tile_max[r], block_max);
+      }
+    });
+    return {Simd::reduce_max(block_max), Simd::any_nan(nan)};
+  }
+
+  static BlockStatistic mask(int row_begin, int row_end, const int* lo, const int* hi, float scale,
+                             float softcap, float* scores, float* row_max) {
+    Simd::NanFlags nan = Simd::no_nan();
+    F block_max = Simd::set1(kMinusInfinity);
+    const F outside = block_max;
+    for (int r = row_begin; r < row_end; ++r) {
+      F largest = Simd::set1(kMinusInfinity);
+      for (int c = 0; c < kPanelKeys; c += kWidth) {
+        float* at = scores + r * kPanelKeys + c;
+        F x = Simd::load(at);
+        if (softcap > 0) {
+          x = Simd::mul(tanh(Simd::div(Simd::mul(x, Simd::set1(scale)), Simd::set1(softcap))),
+                        Simd::set1(softcap));
+        }
+        x = Simd::keep_range(x, c, lo[r], hi[r], outside);
+        nan = Simd::note_nan(nan, x, x);
+        largest = Simd::max(x, largest);
+        Simd::store(at, x);
+      }
+      row_max[r] = Simd::reduce_max(largest);
+      block_max = Simd::max(largest, block_max);
+    }
+    return {Simd::reduce_max(block_max), Simd::any_nan(nan)};
+  }
+
+  static void softmax_step(int row_begin, int row_end, const float* row_max, float scale_log2,
+                           const SoftmaxState& state) {
+    const F scale = Simd::set1(scale_log2);
+    const F minus_infinity = Simd::set1(kMinusInfinity);
+    for (int r = row_begin / kWidth * kWidth; r < row_end; r += kWidth) {
+      const F before = Simd::load(state.max + r);
+      const F after = Simd::max(Simd::mul(Simd::load(row_max + r), scale), before);
+      // A row that has seen nothing yet: any finite number does, its weights are all 0.
+      const F safe = Simd::select_less(minus_infinity, after, after, Simd::set1(0.0f));
+      Simd::store(state.max + r, after);
+      const F minus_max = Simd::sub(Simd::set1(0.0f), safe);
+      Simd::store(state.minus_max + r, minus_max);
+      Simd::store(state.rescale + r, exp2(Simd::add(before, minus_max)));
+    }
+  }
+
+  // out[kRows][kVectors vectors] = out * rescale + weights . v
+  template <int kRows, int kVectors>
+  static void value_tile(const float* weights, const float* v, std::int64_t padded_dim,
+                         int step_begin, int step_end, const float* rescale, float* out) {
+    F sum[kRows][kVectors];
+    BSFA_UNROLL for (int r = 0; r < kRows; ++r) {
+      const F factor = Simd::set1(rescale[r]);
+      BSFA_UNROLL for (int i = 0; i < kVectors; ++i) {
+        sum[r][i] = Simd::mul(Simd::load(out + r * padded_dim + i * kWidth), factor);
+      }
+    }
+    for (int step = step_begin; step < step_end; ++step) {
+      F b[kVectors];
+      BSFA_UNROLL for (int i = 0; i < kVectors; ++i) {
+        b[i] = Simd::load(v + step * padded_dim + i * kWidth);
+      }
+      BSFA_UNROLL for (int r = 0; r < kRows; ++r) {
+        const F a = Simd::set1(weights[r * (kPanelKeys / kElements) + step]);
+        BSFA_UNROLL for (int i = 0; i < kVectors; ++i) {
+          sum[r][i] = Words::multiply_add(sum[r][i], a, b[i]);
+        }
+      }
+    }
+    BSFA_UNROLL for (int r = 0; r < kRows; ++r) {
+      BSFA_UNROLL for (int i = 0; i < kVectors; ++i) {
+        Simd::store(out + r * padded_dim + i * kWidth, sum[r][i]);
+      }
+    }
+  }
+
+  template <int kRows, int kVectors = Simd::kTileVectors>
+  static void value_columns(int vectors, const float* weights, const float* v,
+                            std::int64_t padded_dim, int step_begin, int step_end,
+                            const float* rescale, float* out) {
+    if (vectors == kVectors) {
+      value_tile<kRows, kVectors>(weights, v, padded_dim, step_begin, step_end, rescale, out);
+    } else if constexpr (kVectors > 1) {
+      value_columns<kRows, kVectors - 1>(vectors, weights, v, padded_dim, step_begin, step_end,
+                                         rescale, out);
+    }
+  }
+
+  static void add_values(int row_begin, int row_end, int key_begin, int key_end,
+                         const float* scores, float scale_log2, const void* v,
+                         const SoftmaxState& state) {
+    const F scale = Simd::set1(scale_log2);
+    const int vector_begin = key_begin / kWidth * kWidth;
+    const int step_begin = key_begin / kElements;
+    const int step_end = (key_end + kElements - 1) / kElements;
+    const std::int64_t padded = state.padded_dim_v;
+    for_row_tiles<Simd::kTileRows>(row_begin, row_end, [&]<int kRows>(int row) {
+      alignas(64) Element weights[kRows][kPanelKeys];
+      for (int r = 0; r < kRows; ++r) {
+        const F minus_max = Simd::set1(state.minus_max[row + r]);
+        F sum = Simd::set1(0.0f);
+        for (int c = vector_begin; c < key_end; c += kWidth) {
+          const F x = Simd::load(scores + (row + r) * kPanelKeys + c);
+          const F weight = exp2(Simd::fma(x, scale, minus_max));
+          sum = Simd::add(sum, weight);
+          Words::store(weights[r] + c, weight);
+        }
+        float* total = state.sum + (row + r) * kMaxLanes;
+        const F rescale = Simd::set1(state.rescale[row + r]);
+        Simd::store(total, Simd::fma(Simd::load(total), rescale, sum));
+      }
+      const auto* words = reinterpret_cast<const float*>(&weights[0][0]);
+      int left = static_cast<int>(padded / kWidth);
+      int tiles = (left + Simd::kTileVectors - 1) / Simd::kTileVectors;
+      for (std::int64_t column = 0; left > 0; --tiles) {
+        const int vectors = (left + tiles - 1) / tiles;
+        value_columns<kRows>(vectors, words, static_cast<const float*>(v) + column, padded,
+                             step_begin, step_end, state.rescale + row,
+                             state.out + row * padded + column);
+        column += vectors * kWidth;
+        left -= vectors;
+      }
+    });
+  }
+
+  static void finish(int rows, std::int64_t dim, const SoftmaxState& state, const float* sink,
+                     void* data, std::int64_t stride, int dtype, float* lse,
+                     std::int64_t lse_stride) {
+    for (int r = 0; r < rows; ++r) {
+      float max = state.max[r];
+      float total = Simd::reduce_add(Simd::load(state.sum + r * kMaxLanes));
+      float factor = 1;
+      if (sink != nullptr) {
+        const float logit = *sink * kLog2E;
+        max = logit > max ? logit : max;
+        const float safe = max == kMinusInfinity ? 0.0f : max;
+        factor = __builtin_exp2f(state.max[r] - safe);
+        total = total * factor + __builtin_exp2f(logit - safe);
+      }
+      const bool empty = total == 0.0f;  // no kept key: at least one weight would be 1
+      factor = empty ? 0.0f : factor / total;
+      if (lse != nullptr) {
+        lse[r * lse_stride] =
+            empty ? kMinusInfinity
+                  : static_cast<float>(static_cast<double>(max) * kLn2 + __builtin_log(total));
+      }
+      const float* out = state.out + r * state.padded_dim_v;
+      const F scale = Simd::set1(factor);
+      std::int64_t d = 0;
+      if (dtype == 0) {
+        float* to = static_cast<float*>(data) + r * stride;
+        for (; d + kWidth <= dim; d += kWidth) {
+          Simd::store(to + d, Simd::mul(Simd::load(out + d), scale));
+        }
+        for (; d < dim; ++d) to[d] = out[d] * factor;
+        continue;
+      }
+      std::uint16_t* to = static_cast<std::uint16_t*>(data) + r * stride;
+      for (; d + kWidth <= dim; d += kWidth) {
+        const F x = Simd::mul(Simd::load(out + d), scale);
+        if (dtype == 1) {
+          Simd::store_f16(to + d, x);
+        } else {
+          Simd::store_bf16(to + d, x);
+        }
+      }
+      for (; d < dim; ++d) {
+        to[d] = dtype == 1 ? float_to_half(out[d] * factor) : float_to_bfloat(out[d] * factor);
+      }
+    }
+  }
+
+  static constexpr KernelSet set(const char* name) {
+    return {name,   2 / kElements, pack_q,       pack_k,     pack_v,
+            scores, mask,          softmax_step, add_values, finish};
+  }
+};

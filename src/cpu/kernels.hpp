@@ -1,0 +1,94 @@
+#pragma once
+
+#include <cstdint>
+
+// The boundary between the driver (attention.cc, compiled for the baseline) and the kernels, which
+// are compiled once for each instruction set from kernels-inl.h. Only plain types cross it, and it
+// defines no inline function: one compiled with wide instructions could otherwise be the copy that
+// the linker keeps for everybody.
+//
+// A "word" is 32 bits of an operand: one fp32 number, or two consecutive bf16 numbers. All tiles
+// and panels are made of words, so that a kernel is the same for both but for the multiply-add:
+//   q tile   [rows][steps]       step = one word along head_dim
+//   k panel  [steps][64 keys]
+//   v panel  [key steps][dim]    fp32: 64 key steps; bf16: 32, each word holding two keys
+// An AMX or NEON bf16 kernel would read the same panels.
+
+namespace bsfa::cpu {
+
+inline constexpr int kPanelKeys = 64;  // keys in a panel; a gate block is one or two
+inline constexpr int kMaxRows = 128;   // query rows in a tile: at most a gate block
+inline constexpr int kMaxLanes = 16;   // fp32 lanes of the widest vector
+
+// Rows of one head: row r starts at element r * stride of data. dtype: 0 fp32, 1 fp16, 2 bf16.
+struct SourceRows {
+  const void* data;
+  std::int64_t stride;
+  int dtype;
+};
+
+struct BlockStatistic {
+  float max;  // over the rows, NaN entries left out; -inf if there are none
+  bool has_nan;
+};
+
+// What the rows of a tile have accumulated. All arrays have kMaxRows rows.
+struct SoftmaxState {
+  float* max;        // [rows] log2 domain: the largest score times scale * log2(e)
+  float* sum;        // [rows][kMaxLanes] partial sums of the weights, one for each lane
+  float* out;        // [rows][padded_dim_v] weighted values, not yet divided by the sum
+  float* rescale;    // [rows] what the last softmax_step asks `out` and `sum` to shrink by
+  float* minus_max;  // [rows] -max, or 0 where max is -inf
+  std::int64_t padded_dim_v;
+};
+
+struct KernelSet {
+  const char* name;
+  int words_per_pair;  // words that hold two elements: 2 (fp32) or 1 (bf16)
+
+  // Rows [0, rows) as words; elements are rounded to bf16 if asked (always for bf16 words).
+  void (*pack_q)(const SourceRows& source, std::int64_t rows, std::int64_t dim, bool round_bf16,
+                 void* words);
+  // Keys at or past `keys` become zeros.
+  void (*pack_k)(const SourceRows& source, std::int64_t keys, std::int64_t dim, bool round_bf16,
+                 void* words);
+  // Keys outside [first, last) become zeros, as do columns past dim. Returns whether any value was
+  // NaN or infinite.
+  bool (*pack_v)(const SourceRows& source, std::int64_t first, std::int64_t last, std::int64_t dim,
+                 std::int64_t padded_dim, bool round_bf16, void* words);
+
+  // scores[r][c] = q_r . k_c, not scaled, for rows [row_begin, row_end) and the 64 keys of a panel;
+  // row_max of all kMaxRows rows (-inf outside the range).
+  BlockStatistic (*scores)(const void* q, const void* k, std::int64_t steps, int row_begin,
+                           int row_end, float* scores, float* row_max);
+  // Entries outside [lo[r], hi[r]) become -inf; with softcap > 0 the others become
+  // softcap * tanh(score * scale / softcap). Renews row_max.
+  BlockStatistic (*mask)(int row_begin, int row_end, const int* lo, const int* hi, float scale,
+                         float softcap, float* scores, float* row_max);
+  // Brings state.max up to row_max * scale_log2 and fills state.rescale.
+  void (*softmax_step)(int row_begin, int row_end, const float* row_max, float scale_log2,
+                       const SoftmaxState& state);
+  // out = out * rescale + exp2(scores * scale_log2 - max) . v, and likewise the sum, over the keys
+  // [key_begin, key_end) of the panel (the others have weight 0).
+  void (*add_values)(int row_begin, int row_end, int key_begin, int key_end, const float* scores,
+                     float scale_log2, const void* v, const SoftmaxState& state);
+  // out / sum as dtype at data + r * stride, and the natural-log sum at lse + r * lse_stride if
+  // lse is not null. `sink`: a further logit in the sum, or null.
+  void (*finish)(int rows, std::int64_t dim, const SoftmaxState& state, const float* sink,
+                 void* data, std::int64_t stride, int dtype, float* lse, std::int64_t lse_stride);
+};
+
+namespace baseline {
+extern const KernelSet kFloat32Kernels;
+}
+namespace avx2 {
+extern const KernelSet kFloat32Kernels;
+}
+namespace avx512 {
+extern const KernelSet kFloat32Kernels;
+}
+namespace avx512_bf16 {
+extern const KernelSet kBFloat16Kernels;
+}
+
+}  // namespace bsfa::cpu

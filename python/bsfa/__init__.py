@@ -1,0 +1,77 @@
+"""Block Sparse Flash Attention (arXiv 2512.07011).
+
+Importing the package needs neither torch nor transformers: `flash_attn_func` and
+`flash_attn_varlen_func` import torch when they are first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from bsfa._core import (
+    AttentionPlan,
+    BackendInfo,
+    Calibration,
+    ThresholdTable,
+    __version__,
+    attention_forward,
+    backends,
+    plan_attention,
+    predicted_density,
+    select_thresholds,
+)
+from bsfa.errors import (
+    DeviceError,
+    Error,
+    FallbackWarning,
+    FileError,
+    FormatError,
+    InvalidArgumentError,
+    UnsupportedError,
+)
+
+if TYPE_CHECKING:
+    from bsfa.ops import BlockStats, flash_attn_func, flash_attn_varlen_func
+
+_LAZY = {
+    "BlockStats": "bsfa.ops",
+    "flash_attn_func": "bsfa.ops",
+    "flash_attn_varlen_func": "bsfa.ops",
+}
+
+__all__ = [
+    "AttentionPlan",
+    "BackendInfo",
+    "BlockStats",
+    "Calibration",
+    "DeviceError",
+    "Error",
+    "FallbackWarning",
+    "FileError",
+    "FormatError",
+    "InvalidArgumentError",
+    "ThresholdTable",
+    "UnsupportedError",
+    "__version__",
+    "attention_forward",
+    "backends",
+    "flash_attn_func",
+    "flash_attn_varlen_func",
+    "plan_attention",
+    "predicted_density",
+    "select_thresholds",
+]
+
+
+def __getattr__(name: str) -> Any:
+    module = _LAZY.get(name)
+    if module is None:
+        raise AttributeError(f"module 'bsfa' has no attribute {name!r}")
+    value = getattr(importlib.import_module(module), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

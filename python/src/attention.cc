@@ -1,0 +1,264 @@
+#include <cstdlib>
+#include <new>
+
+#include "binding.hpp"
+
+namespace bsfa::python {
+namespace {
+
+using Pair = std::pair<std::int64_t, std::int64_t>;
+constexpr std::size_t kWorkspaceAlignment = 256;
+
+ComputeType compute_type_from(const std::string& name) {
+  if (name == "native") return ComputeType::kNative;
+  if (name == "float32") return ComputeType::kFloat32;
+  if (name == "bfloat16") return ComputeType::kBFloat16;
+  refuse("compute_type is '" + name + "'; accepted: native, float32, bfloat16");
+}
+
+struct AlignedDelete {
+  void operator()(void* p) const { ::operator delete (p, std::align_val_t{kWorkspaceAlignment}); }
+};
+using AlignedBuffer = std::unique_ptr<void, AlignedDelete>;
+
+// The arguments of one call as Python has them. Declared once for plan and forward.
+struct Call {
+  Borrow borrow;
+  AttentionParams params;
+  std::shared_ptr<Executor> executor;
+  std::uint8_t* workspace = nullptr;
+  std::int64_t workspace_bytes = 0;
+};
+
+void set_policy(Call* call, nb::handle thresholds, std::optional<Pair> thresholds_block,
+                std::optional<std::int64_t> window_blocks) {
+  if (!thresholds.is_none() && window_blocks) {
+    refuse("thresholds and window_blocks were both given; accepted: one of them");
+  }
+  if (window_blocks) call->params.policy = Policy::sliding_window(*window_blocks);
+  if (thresholds.is_none()) return;
+  bool per_sequence = false;
+  const auto view = call->borrow.table("thresholds", thresholds, &per_sequence);
+  const std::int64_t batch =
+      call->params.cu_seqlens_q != nullptr ? call->params.num_sequences : call->params.q.shape[0];
+  if (per_sequence && view.shape[0] != batch) {
+    refuse("thresholds has " + std::to_string(view.shape[0]) + " sequences; the call has " +
+           std::to_string(batch));
+  }
+  if (view.shape[2] > 1 && view.stride[2] != 1) {
+    refuse("thresholds has stride " + std::to_string(view.stride[2]) +
+           " on its last axis; expected 1");
+  }
+  ThresholdView table;
+  table.block = thresholds_block ? block_from(*thresholds_block) : call->params.block;
+  table.data = view.data;
+  table.num_heads = view.shape[1];
+  table.num_q_blocks = view.shape[2];
+  table.stride_head = view.stride[1];
+  table.stride_batch = per_sequence ? view.stride[0] : 0;
+  call->params.policy = Policy::threshold(table);
+}
+
+void set_sequences(Call* call, nb::handle cu_seqlens_q, nb::handle cu_seqlens_k,
+                   std::optional<std::int64_t> max_seqlen_q,
+                   std::optional<std::int64_t> max_seqlen_k, nb::handle seqused_k,
+                   nb::handle leftpad_k, nb::handle q_offsets) {
+  AttentionParams& params = call->params;
+  const auto vector = [&](const char* name, nb::handle value, std::int64_t* length) {
+    return call->borrow.vector<const std::int32_t>(name, value, length);
+  };
+  std::int64_t batch = params.q.shape[0];
+  if (!cu_seqlens_q.is_none() || !cu_seqlens_k.is_none()) {
+    std::int64_t length_q = 0, length_k = 0;
+    params.cu_seqlens_q = vector("cu_seqlens_q", cu_seqlens_q, &length_q);
+    params.cu_seqlens_k = vector("cu_seqlens_k", cu_seqlens_k, &length_k);
+    if (length_q != length_k || length_q < 1) {
+      refuse("cu_seqlens_q and cu_seqlens_k have " + std::to_string(length_q) + " and " +
+             std::to_string(length_k) + " entries; expected batch + 1 in both");
+    }
+    params.num_sequences = batch = length_q - 1;
+    params.max_seqlen_q = max_seqlen_q.value_or(params.q.shape[1]);
+    params.max_seqlen_k = max_seqlen_k.value_or(params.k.shape[1]);
+  } else if (max_seqlen_q || max_seqlen_k) {
+    refuse("max_seqlen_q and max_seqlen_k belong to packed batches; cu_seqlens_q is missing");
+  }
+  const auto per_sequence = [&](const char* name, nb::handle value) -> const std::int32_t* {
+    std::int64_t length = batch;
+    const std::int32_t* data = vector(name, value, &length);
+    if (length != batch) {
+      refuse(std::string(name) + " has " + std::to_string(length) + " entries; the call has " +
+             std::to_string(batch) + " sequences");
+    }
+    return data;
+  };
+  params.seqused_k = per_sequence("seqused_k", seqused_k);
+  params.leftpad_k = per_sequence("leftpad_k", leftpad_k);
+  params.q_offsets = per_sequence("q_offsets", q_offsets);
+}
+
+Call make_call(nb::handle q, nb::handle k, nb::handle v, nb::handle out,
+               std::optional<float> softmax_scale, bool causal,
+               std::optional<std::int64_t> q_offset, std::int64_t kv_offset,
+               std::optional<std::int64_t> window, float softcap, nb::handle sinks,
+               nb::handle thresholds, std::optional<Pair> thresholds_block,
+               std::optional<std::int64_t> window_blocks, Pair block,
+               const std::string& compute_type, nb::handle cu_seqlens_q, nb::handle cu_seqlens_k,
+               std::optional<std::int64_t> max_seqlen_q, std::optional<std::int64_t> max_seqlen_k,
+               nb::handle seqused_k, nb::handle leftpad_k, nb::handle q_offsets,
+               nb::handle page_table, std::int64_t page_size, nb::handle lse,
+               nb::handle kept_blocks, nb::handle visible_blocks, nb::handle kept_mask,
+               nb::handle block_max, const std::string& backend, std::uintptr_t stream,
+               std::optional<int> num_threads, nb::handle workspace) {
+  Call call;
+  AttentionParams& params = call.params;
+  params.q = call.borrow.operand("q", q);
+  params.k = call.borrow.operand("k", k);
+  params.v = call.borrow.operand("v", v);
+  params.out = call.borrow.output_operand("out", out);
+  params.softmax_scale = softmax_scale;
+  params.causal = causal;
+  params.q_offset = q_offset;
+  params.kv_offset = kv_offset;
+  params.window = window;
+  params.softcap = softcap;
+  params.block = block_from(block);
+  params.compute_type = compute_type_from(compute_type);
+  std::int64_t num_sinks = params.q.shape[2];
+  params.sinks = call.borrow.vector<const float>("sinks", sinks, &num_sinks);
+  if (num_sinks != params.q.shape[2]) {
+    refuse("sinks has " + std::to_string(num_sinks) + " entries; q has " +
+           std::to_string(params.q.shape[2]) + " heads");
+  }
+  set_sequences(&call, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, seqused_k, leftpad_k,
+                q_offsets);
+  set_policy(&call, thresholds, thresholds_block, window_blocks);
+  const auto pages = call.borrow.view<const std::int32_t, 2>("page_table", page_table);
+  params.page_table = pages.data;
+  params.page_table_stride = pages.stride[0];
+  params.page_size = page_size;
+  params.lse = call.borrow.view<float, 3>("lse", lse);
+  params.kept_blocks = call.borrow.view<std::int64_t, 2>("kept_blocks", kept_blocks);
+  params.visible_blocks = call.borrow.view<std::int64_t, 2>("visible_blocks", visible_blocks);
+  params.kept_mask = call.borrow.view<std::uint8_t, 4>("kept_mask", kept_mask);
+  params.block_max = call.borrow.view<float, 4>("block_max", block_max);
+  call.workspace = call.borrow.vector<std::uint8_t>("workspace", workspace, &call.workspace_bytes);
+  params.device = call.borrow.device();
+  params.backend = backend;
+  params.stream = reinterpret_cast<void*>(stream);
+  if (params.device.type == DeviceType::kCpu) {
+    call.executor = shared_executor(num_threads.value_or(default_num_threads()));
+    params.executor = call.executor.get();
+  }
+  return call;
+}
+
+template <typename... Args>
+AttentionPlan plan(Args... args) {
+  const Call call = make_call(args...);
+  return plan_attention(call.params);
+}
+
+template <typename... Args>
+void forward(Args... args) {
+  Call call = make_call(args...);
+  AttentionParams& params = call.params;
+  const nb::gil_scoped_release released;
+  AlignedBuffer own;
+  if (call.workspace != nullptr) {
+    // The caller's bytes, from their first aligned address on.
+    const auto address = reinterpret_cast<std::uintptr_t>(call.workspace);
+    const std::uintptr_t aligned =
+        (address + kWorkspaceAlignment - 1) / kWorkspaceAlignment * kWorkspaceAlignment;
+    const auto lost = static_cast<std::int64_t>(aligned - address);
+    if (call.workspace_bytes > lost) {
+      params.workspace = reinterpret_cast<void*>(aligned);
+      params.workspace_bytes = static_cast<std::size_t>(call.workspace_bytes - lost);
+    }
+  } else if (params.device.type == DeviceType::kCpu) {
+    params.workspace_bytes = workspace_size(params);
+    if (params.workspace_bytes > 0) {
+      own.reset(::operator new (params.workspace_bytes, std::align_val_t{kWorkspaceAlignment}));
+      params.workspace = own.get();
+    }
+  }
+  attention_forward(params);
+}
+
+constexpr const char* kForwardDoc =
+    R"(One attention call, written into `out`. The low-level entry: see flash_attn_func for torch.
+
+Tensors are anything with DLPack or the buffer protocol, all on one device, last axis contiguous.
+
+q: [batch, seqlen_q, num_heads_q, head_dim], float32, float16 or bfloat16
+k, v: [batch, seqlen_k, num_heads_kv, head_dim]
+out: [batch, seqlen_q, num_heads_q, head_dim], dtype of q
+softmax_scale: default 1/sqrt(head_dim)
+q_offset: position of query row 0, tokens; default seqlen_k - seqlen_q if causal, else 0
+kv_offset: position of key 0, tokens, a multiple of 64
+window: the model's own window, tokens
+thresholds: float32 [num_heads_q, num_q_blocks] or [batch, num_heads_q, num_q_blocks]
+window_blocks: the baseline instead: blocks kept before the diagonal
+block: the gate grid, query rows and keys per block
+compute_type: native, float32 or bfloat16
+cu_seqlens_q, cu_seqlens_k: int32 [batch + 1], packed batches (batch axis 1)
+seqused_k, leftpad_k, q_offsets: int32 [batch]
+lse: float32 [batch, num_heads_q, seqlen_q]
+kept_blocks, visible_blocks: int64 [batch, num_heads_q]
+kept_mask: uint8, block_max: float32 [batch, num_heads_q, q_blocks, kv_blocks] (see plan)
+backend: a name from backends(); empty: the best that serves the call
+stream: cudaStream_t as an integer
+num_threads: CPU threads; default all
+workspace: uint8 bytes, plan(...).workspace_bytes + 256; on the CPU allocated for the call if None
+
+Raises bsfa.Error before anything is written.)";
+
+template <typename F>
+void define(nb::module_& module, const char* name, F&& function, const char* doc) {
+  module.def(name, std::forward<F>(function), "q"_a, "k"_a, "v"_a, "out"_a, nb::kw_only(),
+             "softmax_scale"_a = nb::none(), "causal"_a = false, "q_offset"_a = nb::none(),
+             "kv_offset"_a = 0, "window"_a = nb::none(), "softcap"_a = 0.0f, "sinks"_a = nb::none(),
+             "thresholds"_a = nb::none(), "thresholds_block"_a = nb::none(),
+             "window_blocks"_a = nb::none(), "block"_a = Pair(128, 64), "compute_type"_a = "native",
+             "cu_seqlens_q"_a = nb::none(), "cu_seqlens_k"_a = nb::none(),
+             "max_seqlen_q"_a = nb::none(), "max_seqlen_k"_a = nb::none(),
+             "seqused_k"_a = nb::none(), "leftpad_k"_a = nb::none(), "q_offsets"_a = nb::none(),
+             "page_table"_a = nb::none(), "page_size"_a = 0, "lse"_a = nb::none(),
+             "kept_blocks"_a = nb::none(), "visible_blocks"_a = nb::none(),
+             "kept_mask"_a = nb::none(), "block_max"_a = nb::none(), "backend"_a = "",
+             "stream"_a = 0, "num_threads"_a = nb::none(), "workspace"_a = nb::none(), doc);
+}
+
+// The types of make_call's parameters, given to `plan` and `forward`.
+template <typename... Args>
+void define_both(nb::module_& module, Call (*)(Args...)) {
+  define(module, "attention_forward",
+         static_cast<void (*)(std::decay_t<Args>...)>(&forward<std::decay_t<Args>...>),
+         kForwardDoc);
+  define(module, "plan_attention",
+         static_cast<AttentionPlan (*)(std::decay_t<Args>...)>(&plan<std::decay_t<Args>...>),
+         "What attention_forward would do with these arguments: looks at shapes and dtypes, never\n"
+         "at data. What is not supported is in the plan's `error`, not raised.");
+}
+
+}  // namespace
+
+void bind_attention(nb::module_& module) {
+  nb::class_<AttentionPlan>(module, "AttentionPlan", "What a call would do.")
+      .def_prop_ro("ok", [](const AttentionPlan& plan) { return plan.status.ok(); })
+      .def_prop_ro(
+          "error",
+          [](const AttentionPlan& plan) -> std::optional<std::string> {
+            if (plan.status.ok()) return std::nullopt;
+            return plan.status.message;
+          },
+          "Why no backend serves the call; None if one does.")
+      .def_ro("backend", &AttentionPlan::backend)
+      .def_ro("kernel", &AttentionPlan::kernel, "Instruction set or tile.")
+      .def_ro("compute", &AttentionPlan::compute, "What is multiplied: float32, bfloat16, float16.")
+      .def_ro("workspace_bytes", &AttentionPlan::workspace_bytes)
+      .def_ro("q_blocks", &AttentionPlan::q_blocks, "Extent of kept_mask and block_max.")
+      .def_ro("kv_blocks", &AttentionPlan::kv_blocks, "Extent of kept_mask and block_max.");
+  define_both(module, &make_call);
+}
+
+}  // namespace bsfa::python

@@ -1,0 +1,63 @@
+#include <bsfa/backends.hpp>
+#include <cstring>
+
+#include "binding.hpp"
+
+namespace bsfa::python {
+namespace {
+
+const char* error_class(ErrorCode code) {
+  switch (code) {
+    case ErrorCode::kInvalidArgument:
+      return "InvalidArgumentError";
+    case ErrorCode::kUnsupported:
+      return "UnsupportedError";
+    case ErrorCode::kFormat:
+      return "FormatError";
+    case ErrorCode::kIo:
+      return "FileError";
+    case ErrorCode::kOk:
+    case ErrorCode::kRuntime:
+      break;
+  }
+  return "DeviceError";
+}
+
+// The classes live in Python, where one can derive from Error and a built-in exception at once.
+void translate(const std::exception_ptr& pointer, void*) {
+  try {
+    std::rethrow_exception(pointer);
+  } catch (const Error& error) {
+    const nb::object type = nb::module_::import_("bsfa.errors").attr(error_class(error.code()));
+    PyErr_SetString(type.ptr(), error.what());
+  }
+}
+
+}  // namespace
+}  // namespace bsfa::python
+
+NB_MODULE(_core, module) {
+  using namespace bsfa::python;
+  module.doc() = "Binding of the bsfa library. Tensors cross by DLPack.";
+  if (std::strcmp(bsfa::version(), BSFA_PYTHON_VERSION) != 0) {
+    throw nb::import_error((std::string("libbsfa is version ") + bsfa::version() +
+                            "; this package was built for " BSFA_PYTHON_VERSION)
+                               .c_str());
+  }
+  nb::register_exception_translator(translate);
+  module.attr("__version__") = bsfa::version();
+
+  nb::class_<bsfa::BackendInfo>(module, "BackendInfo", "One backend of this build.")
+      .def_ro("name", &bsfa::BackendInfo::name, "Accepted by `backend`.")
+      .def_prop_ro("device",
+                   [](const bsfa::BackendInfo& info) {
+                     return info.device == bsfa::DeviceType::kCpu ? "cpu" : "cuda";
+                   })
+      .def_ro("available", &bsfa::BackendInfo::available, "On this machine.")
+      .def_ro("description", &bsfa::BackendInfo::description);
+  module.def("backends", &bsfa::backends,
+             "Every backend in this build, the preferred one of each device first.");
+  bind_attention(module);
+  bind_thresholds(module);
+  bind_calibration(module);
+}

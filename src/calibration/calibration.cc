@@ -73,12 +73,20 @@ void Calibration::begin_sample(const std::string& name, std::int64_t num_tokens)
     throw Error(
         invalid_argument("sample '", name, "' has ", num_tokens, " tokens; accepted: 1 or more"));
   }
+  const std::int64_t blocks = num_q_blocks_of(num_tokens, metadata_.block);
+  std::int64_t values = 1;
+  for (const std::int64_t extent :
+       {static_cast<std::int64_t>(metadata_.budgets.size()), num_layers_, num_heads_q_, blocks}) {
+    if (__builtin_mul_overflow(values, extent, &values)) {
+      throw Error(invalid_argument("sample '", name, "' has ", num_tokens, " tokens; ", num_layers_,
+                                   " layers of ", num_heads_q_,
+                                   " heads of it are more than memory can hold"));
+    }
+  }
   sample_name_ = name;
   sample_tokens_ = num_tokens;
-  sample_q_blocks_ = num_q_blocks_of(num_tokens, metadata_.block);
-  sample_.assign(metadata_.budgets.size() *
-                     static_cast<std::size_t>(num_layers_ * num_heads_q_ * sample_q_blocks_),
-                 0.0f);
+  sample_q_blocks_ = blocks;
+  sample_.assign(static_cast<std::size_t>(values), 0.0f);
   sample_done_.assign(static_cast<std::size_t>(num_layers_ * sample_q_blocks_), 0);
   in_sample_ = true;
 }

@@ -273,6 +273,11 @@ TEST(Calibration, OnlyWhatFitsTogetherIsMerged) {
   EXPECT_EQ(calibration.metadata().recommended_budget, 4);
 }
 
+TEST(Calibration, SizesThatWrapAroundAreRefused) {
+  Calibration calibration(metadata(), std::int64_t{1} << 40, std::int64_t{1} << 20);
+  expect_refused([&] { calibration.begin_sample("s", 1000); }, {"sample 's'", "memory"});
+}
+
 TEST(Calibration, TheConstructorRefusesWhatNoFileMayHold) {
   ThresholdMetadata bad = metadata();
   bad.softmax_scale = 0;

@@ -1,0 +1,315 @@
+#ifndef BSFA_C_H_
+#define BSFA_C_H_
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "bsfa/export.hpp"
+
+/* The library for C and for whatever calls C. The meaning of every field is that of the C++ headers
+ * (attention.hpp, thresholds.hpp, calibration.hpp), whose names are used.
+ *
+ * - A function returns a bsfa_status. Unless it is BSFA_OK, bsfa_last_error() says what came and
+ *   what is accepted, and nothing was written. No C++ exception leaves a function.
+ * - A struct that starts with struct_size is set to zero, then struct_size to sizeof of it. Zero is
+ *   the default of every field. Later versions append fields; programs built against this header
+ *   keep working, and a newer struct is accepted by this library if what it does not know is zero.
+ * - Objects (thresholds, calibration, thread pool) are used by one thread at a time, except that
+ *   thresholds are only read by the functions that take them as const.
+ */
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef int32_t bsfa_status;
+enum {
+  BSFA_OK = 0,
+  BSFA_INVALID_ARGUMENT = 1, /* an argument contradicts the contract, or another argument */
+  BSFA_UNSUPPORTED = 2,      /* a valid request that no backend here serves */
+  BSFA_FORMAT = 3,           /* a file that is not what it should be */
+  BSFA_IO = 4,               /* a file that cannot be read or written */
+  BSFA_RUNTIME = 5           /* a device or driver failure, or no memory */
+};
+
+/* Of the last function of this library that this thread called; "" after BSFA_OK. Valid until the
+ * next one. (bsfa_version and bsfa_last_error itself do not count.) */
+BSFA_API const char* bsfa_last_error(void);
+
+/* "0.1.0" */
+BSFA_API const char* bsfa_version(void);
+
+/* ---- types ---------------------------------------------------------------------------------- */
+
+typedef int32_t bsfa_dtype;
+enum { BSFA_FLOAT32 = 0, BSFA_FLOAT16 = 1, BSFA_BFLOAT16 = 2 };
+
+typedef int32_t bsfa_device_type;
+enum { BSFA_CPU = 0, BSFA_CUDA = 1 };
+
+typedef int32_t bsfa_compute_type;
+enum { BSFA_COMPUTE_NATIVE = 0, BSFA_COMPUTE_FLOAT32 = 1, BSFA_COMPUTE_BFLOAT16 = 2 };
+
+typedef int32_t bsfa_policy;
+enum { BSFA_DENSE = 0, BSFA_THRESHOLD = 1, BSFA_SLIDING_WINDOW = 2 };
+
+/* Strided views; strides count elements. The last axis of a tensor has stride 1. */
+typedef struct bsfa_tensor {
+  const void* data;
+  bsfa_dtype dtype;
+  int64_t shape[4];
+  int64_t stride[4];
+} bsfa_tensor;
+
+typedef struct bsfa_output {
+  void* data;
+  bsfa_dtype dtype;
+  int64_t shape[4];
+  int64_t stride[4];
+} bsfa_output;
+
+/* Statistics of up to four axes; a null pointer: not asked for. */
+typedef struct bsfa_f32_view {
+  float* data;
+  int64_t shape[4];
+  int64_t stride[4];
+} bsfa_f32_view;
+
+typedef struct bsfa_const_f32_view {
+  const float* data;
+  int64_t shape[4];
+  int64_t stride[4];
+} bsfa_const_f32_view;
+
+typedef struct bsfa_i64_view {
+  int64_t* data;
+  int64_t shape[4];
+  int64_t stride[4];
+} bsfa_i64_view;
+
+typedef struct bsfa_u8_view {
+  uint8_t* data;
+  int64_t shape[4];
+  int64_t stride[4];
+} bsfa_u8_view;
+
+/* The thresholds of one layer at one budget. */
+typedef struct bsfa_threshold_view {
+  const float* data; /* [num_heads, num_q_blocks] */
+  int64_t num_heads;
+  int64_t num_q_blocks;
+  int64_t stride_head;
+  int64_t stride_batch; /* 0: one table for all sequences */
+  int64_t q_block;      /* the grid it was calibrated on */
+  int64_t kv_block;
+} bsfa_threshold_view;
+
+/* ---- threads -------------------------------------------------------------------------------- */
+
+typedef void (*bsfa_task)(void* context, int64_t task, int32_t worker);
+
+/* A host's own threads. parallel_for calls task(context, t, worker) once for each t in
+ * [0, num_tasks), in ascending order as workers become free, and returns when all have returned.
+ * Two tasks that run at the same time have different workers, below max_workers. */
+typedef struct bsfa_executor {
+  size_t struct_size;
+  void* user;
+  int32_t max_workers;
+  void (*parallel_for)(void* user, int64_t num_tasks, bsfa_task task, void* context);
+} bsfa_executor;
+
+typedef struct bsfa_thread_pool bsfa_thread_pool;
+BSFA_API bsfa_status bsfa_thread_pool_create(int32_t num_threads, bsfa_thread_pool** pool);
+BSFA_API void bsfa_thread_pool_free(bsfa_thread_pool* pool); /* null: nothing */
+
+/* ---- attention ------------------------------------------------------------------------------ */
+
+typedef struct bsfa_attention_params {
+  size_t struct_size;
+
+  bsfa_tensor q;   /* [batch, seqlen_q, num_heads_q, head_dim] */
+  bsfa_tensor k;   /* [batch, seqlen_k, num_heads_kv, head_dim] */
+  bsfa_tensor v;   /* [batch, seqlen_k, num_heads_kv, head_dim_v] */
+  bsfa_output out; /* [batch, seqlen_q, num_heads_q, head_dim_v], dtype of q */
+
+  float softmax_scale;  /* 0: 1/sqrt(head_dim) */
+  int32_t causal;       /* 0 or 1 */
+  int32_t has_q_offset; /* 0: seqlen_k - seqlen_q if causal, else 0 */
+  int64_t q_offset;
+  int64_t kv_offset;
+  int64_t window;     /* tokens; 0: none */
+  float softcap;      /* 0: none */
+  const float* sinks; /* [num_heads_q] */
+  bsfa_policy policy;
+  bsfa_threshold_view thresholds; /* BSFA_THRESHOLD */
+  int64_t window_blocks;          /* BSFA_SLIDING_WINDOW */
+  int64_t q_block;                /* 0: 128 */
+  int64_t kv_block;               /* 0: 64 */
+  bsfa_compute_type compute_type;
+
+  /* Batches of different lengths; see attention.hpp. */
+  const int32_t* cu_seqlens_q; /* [num_sequences + 1] */
+  const int32_t* cu_seqlens_k;
+  const int32_t* seqused_k; /* [batch] */
+  const int32_t* leftpad_k;
+  const int32_t* q_offsets;
+  int64_t num_sequences;
+  int64_t max_seqlen_q;
+  int64_t max_seqlen_k;
+  const int32_t* page_table;
+  int64_t page_size;
+  int64_t page_table_stride;
+
+  /* Results on request. */
+  bsfa_f32_view lse;            /* [batch, num_heads_q, seqlen_q] */
+  bsfa_i64_view kept_blocks;    /* [batch, num_heads_q] */
+  bsfa_i64_view visible_blocks; /* [batch, num_heads_q] */
+  bsfa_u8_view kept_mask;       /* [batch, num_heads_q, q blocks, kv blocks] */
+  bsfa_f32_view block_max;      /* likewise */
+
+  bsfa_device_type device;
+  int32_t device_index;
+  const char* backend;           /* null or "": the best that serves the call */
+  void* stream;                  /* cudaStream_t */
+  bsfa_thread_pool* thread_pool; /* CPU: this, */
+  const bsfa_executor* executor; /* or this, or neither: the calling thread alone */
+  void* workspace;               /* aligned to 256 bytes */
+  size_t workspace_bytes;
+} bsfa_attention_params;
+
+typedef struct bsfa_attention_plan {
+  size_t struct_size;
+  size_t workspace_bytes;
+  int64_t q_blocks; /* extent of kept_mask and block_max */
+  int64_t kv_blocks;
+  char backend[32]; /* "cpu", ...; names are cut to fit */
+  char kernel[64];
+  char compute[32];
+} bsfa_attention_plan;
+
+/* Whether the call is served, by what, and with how much workspace. Fills q_blocks and kv_blocks
+ * even where it is not served, if the shapes are valid. */
+BSFA_API bsfa_status bsfa_plan_attention(const bsfa_attention_params* params,
+                                         bsfa_attention_plan* plan);
+BSFA_API bsfa_status bsfa_attention_forward(const bsfa_attention_params* params);
+
+/* ---- backends ------------------------------------------------------------------------------- */
+
+typedef struct bsfa_backend_info {
+  size_t struct_size;
+  bsfa_device_type device;
+  int32_t available; /* on this machine */
+  char name[32];
+  char description[256];
+} bsfa_backend_info;
+
+BSFA_API int32_t bsfa_num_backends(void);
+BSFA_API bsfa_status bsfa_get_backend(int32_t index, bsfa_backend_info* info);
+
+/* ---- thresholds ----------------------------------------------------------------------------- */
+
+typedef struct bsfa_thresholds bsfa_thresholds;
+
+/* What a table holds, or is made of. Pointers that the library fills in are valid as long as the
+ * table and until the next change of it. */
+typedef struct bsfa_thresholds_info {
+  size_t struct_size;
+  const int64_t* budgets; /* [num_budgets] ascending */
+  int64_t num_budgets;
+  int64_t num_layers;
+  int64_t num_heads_q;
+  int64_t num_q_blocks;
+  int64_t q_block;  /* 0: 128 */
+  int64_t kv_block; /* 0: 64 */
+  float softmax_scale;
+  int64_t max_seqlen;
+  int64_t num_samples;
+  int64_t recommended_budget; /* 0: none */
+  const char* model;
+  const char* producer;
+  const float* values; /* [num_budgets, num_layers, num_heads_q, num_q_blocks] */
+} bsfa_thresholds_info;
+
+BSFA_API bsfa_status bsfa_thresholds_load(const char* path, bsfa_thresholds** thresholds);
+BSFA_API bsfa_status bsfa_thresholds_create(const bsfa_thresholds_info* info,
+                                            bsfa_thresholds** thresholds);
+BSFA_API bsfa_status bsfa_thresholds_save(const bsfa_thresholds* thresholds, const char* path);
+BSFA_API void bsfa_thresholds_free(bsfa_thresholds* thresholds); /* null: nothing */
+BSFA_API bsfa_status bsfa_thresholds_get_info(const bsfa_thresholds* thresholds,
+                                              bsfa_thresholds_info* info);
+/* For bsfa_attention_params::thresholds on the CPU, or to be copied to a device. */
+BSFA_API bsfa_status bsfa_thresholds_view(const bsfa_thresholds* thresholds, int64_t budget,
+                                          int64_t layer, bsfa_threshold_view* view);
+BSFA_API bsfa_status bsfa_thresholds_set_recommended_budget(bsfa_thresholds* thresholds,
+                                                            int64_t budget); /* 0: none */
+/* `what` names the model in the message. */
+BSFA_API bsfa_status bsfa_thresholds_check_model(const bsfa_thresholds* thresholds,
+                                                 const char* what, int64_t num_layers,
+                                                 int64_t num_heads_q, float softmax_scale);
+BSFA_API bsfa_status bsfa_predicted_density(int64_t budget, int64_t seqlen, int64_t q_block,
+                                            int64_t kv_block, double* density);
+
+/* ---- calibration ---------------------------------------------------------------------------- */
+
+typedef struct bsfa_select_thresholds_params {
+  size_t struct_size;
+  bsfa_const_f32_view block_max; /* [num_heads_q, q blocks, kv blocks] */
+  int64_t first_q_block;
+  int64_t first_kv_block;
+  int64_t q_block;        /* 0: 128 */
+  int64_t kv_block;       /* 0: 64 */
+  const int64_t* budgets; /* [num_budgets] */
+  int64_t num_budgets;
+  bsfa_f32_view thresholds; /* [num_budgets, num_heads_q, q blocks] */
+  bsfa_device_type device;
+  int32_t device_index;
+  const char* backend;
+  void* stream;
+  bsfa_thread_pool* thread_pool;
+  const bsfa_executor* executor;
+} bsfa_select_thresholds_params;
+
+BSFA_API bsfa_status bsfa_select_thresholds(const bsfa_select_thresholds_params* params);
+
+typedef struct bsfa_calibration bsfa_calibration;
+
+typedef struct bsfa_calibration_config {
+  size_t struct_size;
+  const int64_t* budgets; /* [num_budgets] ascending */
+  int64_t num_budgets;
+  int64_t num_layers;
+  int64_t num_heads_q;
+  int64_t q_block;  /* 0: 128 */
+  int64_t kv_block; /* 0: 64 */
+  float softmax_scale;
+  int64_t recommended_budget; /* 0: none */
+  const char* model;
+  const char* producer; /* null or "": this library */
+} bsfa_calibration_config;
+
+BSFA_API bsfa_status bsfa_calibration_create(const bsfa_calibration_config* config,
+                                             bsfa_calibration** calibration);
+BSFA_API bsfa_status bsfa_calibration_load(const char* path, bsfa_calibration** calibration);
+BSFA_API bsfa_status bsfa_calibration_save(const bsfa_calibration* calibration, const char* path);
+BSFA_API void bsfa_calibration_free(bsfa_calibration* calibration); /* null: nothing */
+BSFA_API bsfa_status bsfa_calibration_begin_sample(bsfa_calibration* calibration, const char* name,
+                                                   int64_t num_tokens);
+/* What this and end_sample refuse drops the whole sample. thresholds: [num_budgets, num_heads_q,
+ * q blocks] in host memory. */
+BSFA_API bsfa_status bsfa_calibration_add(bsfa_calibration* calibration, int64_t layer,
+                                          int64_t q_offset, int64_t seqlen_q,
+                                          const bsfa_const_f32_view* thresholds);
+BSFA_API bsfa_status bsfa_calibration_end_sample(bsfa_calibration* calibration);
+BSFA_API bsfa_status bsfa_calibration_drop_sample(bsfa_calibration* calibration);
+BSFA_API bsfa_status bsfa_calibration_merge(bsfa_calibration* calibration,
+                                            const bsfa_calibration* other);
+BSFA_API bsfa_status bsfa_calibration_num_samples(const bsfa_calibration* calibration,
+                                                  int64_t* num_samples);
+BSFA_API bsfa_status bsfa_calibration_finish(const bsfa_calibration* calibration,
+                                             bsfa_thresholds** thresholds);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* BSFA_C_H_ */

@@ -51,6 +51,12 @@ struct PanelWork {
   float* row_max = nullptr;
 };
 
+// A key block under way: its panels that any row sees.
+struct BlockWork {
+  PanelWork panels[2];
+  int count = 0;
+};
+
 class Call {
  public:
   Call(const Problem& problem, const KernelSet& kernels, bool round_bf16)
@@ -216,7 +222,8 @@ class Call {
   // Fills in which rows and keys meet; false if none do.
   bool meet(const Sequence& s, BlockRange rows, std::int64_t panel, int* bounds,
             PanelWork* work) const;
-  BlockStatistic score(const PanelWork& work, const void* q, const void* k) const;
+  BlockStatistic score(const PanelWork& work, const void* q, const void* k,
+                       const Upcoming& upcoming) const;
   void add(const PanelWork& work, const Sequence& s, std::int64_t kv_head, std::int64_t stored,
            const SoftmaxState& state, void* spare_v) const;
   bool keeps(std::int64_t sequence, std::int64_t head, std::int64_t i, std::int64_t j,
@@ -276,9 +283,10 @@ bool Call::meet(const Sequence& s, BlockRange rows, std::int64_t panel, int* bou
   return begin < end;
 }
 
-BlockStatistic Call::score(const PanelWork& work, const void* q, const void* k) const {
-  const BlockStatistic statistic =
-      kernels_.scores(q, k, layout_.steps, work.row_begin, work.row_end, work.scores, work.row_max);
+BlockStatistic Call::score(const PanelWork& work, const void* q, const void* k,
+                           const Upcoming& upcoming) const {
+  const BlockStatistic statistic = kernels_.scores(
+      q, k, layout_.steps, work.row_begin, work.row_end, upcoming, work.scores, work.row_max);
   if (!work.partial && problem_.softcap == 0) return statistic;
   static constexpr auto kNone = [] {
     std::array<int, kMaxRows> bounds{};
@@ -367,24 +375,50 @@ void Call::attend(std::int64_t task, int worker) {
   std::int64_t kept_blocks = 0;
   const int per_block = static_cast<int>(block_.kv / kPanelKeys);
   const BlockRange blocks = scored_blocks(s, unit.q_block);
+  const auto stored = [&](std::int64_t panel) { return packed.first + panel - packed.begin; };
+
+  // The values of a kept block are added one block later, while they come into the cache: they are
+  // not touched before the decision.
+  BlockWork works[2];
+  BlockWork* pending = nullptr;
+  const auto add_pending = [&] {
+    if (pending == nullptr) return;
+    for (int i = 0; i < pending->count; ++i) {
+      add(pending->panels[i], s, kv_head, stored(pending->panels[i].panel), state, spare_v);
+    }
+    pending = nullptr;
+  };
   for (std::int64_t j = blocks.begin; j < blocks.end; ++j) {
-    PanelWork works[2];
-    int num_works = 0;
+    const int slot = pending == &works[0] ? 1 : 0;
+    BlockWork& block = works[slot];
+    block.count = 0;
     BlockStatistic statistic{-kInfinity, false};
     for (int half = 0; half < per_block; ++half) {
       const std::int64_t panel = (j - first_kv_block()) * per_block + half;
-      PanelWork& work = works[num_works];
+      const int tile = 2 * slot + block.count;
+      PanelWork& work = block.panels[block.count];
       work = {};
-      work.scores = at<float>(scratch, layout_.scores) + num_works * kMaxRows * kPanelKeys;
-      work.row_max = at<float>(scratch, layout_.row_max) + num_works * kMaxRows;
-      int* bounds = at<int>(scratch, layout_.visible) + num_works * 2 * kMaxRows;
+      work.scores = at<float>(scratch, layout_.scores) + tile * kMaxRows * kPanelKeys;
+      work.row_max = at<float>(scratch, layout_.row_max) + tile * kMaxRows;
+      int* bounds = at<int>(scratch, layout_.visible) + tile * 2 * kMaxRows;
       if (!meet(s, rows, panel, bounds, &work)) continue;
-      ++num_works;
-      const BlockStatistic part =
-          score(work, q, k_panel(kv_head, packed.first + panel - packed.begin));
+      ++block.count;
+      const char* const k = static_cast<const char*>(k_panel(kv_head, stored(panel)));
+      Upcoming upcoming{{k, k}, {k, k}};
+      if (panel + 1 < packed.end) {
+        upcoming.begin[0] = k + layout_.k_panel_bytes;
+        upcoming.end[0] = upcoming.begin[0] + layout_.k_panel_bytes;
+      }
+      if (pending != nullptr && half < pending->count) {
+        const std::int64_t kept = stored(pending->panels[half].panel);
+        upcoming.begin[1] = static_cast<const char*>(v_panel(kv_head, kept));
+        upcoming.end[1] = upcoming.begin[1] + layout_.v_panel_bytes;
+      }
+      const BlockStatistic part = score(work, q, k, upcoming);
       statistic.max = std::max(statistic.max, part.max);
       statistic.has_nan = statistic.has_nan || part.has_nan;
     }
+    add_pending();
     const float block_max =
         statistic.has_nan ? std::numeric_limits<float>::quiet_NaN() : statistic.max * score_scale_;
     const std::int64_t column = j - first_kv_block();
@@ -392,10 +426,9 @@ void Call::attend(std::int64_t task, int worker) {
     if (!keeps(n, head, unit.q_block, j, block_max)) continue;
     ++kept_blocks;
     if (problem_.kept_mask) *cell(problem_.kept_mask, n, head, block_row, column) = 1;
-    for (int i = 0; i < num_works; ++i) {
-      add(works[i], s, kv_head, packed.first + works[i].panel - packed.begin, state, spare_v);
-    }
+    pending = &block;
   }
+  add_pending();
 
   // Query blocks of a head are counted by whichever workers ran them.
   const auto count_blocks = [&](const StridedView<std::int64_t, 2>& view, std::int64_t value) {

@@ -87,6 +87,10 @@ struct Kernels {
   using Element = typename Words::Element;
   static constexpr int kElements = Words::kElements;
   static constexpr int kMaxDim = 256;
+  static constexpr int kCacheLine = 64;
+  // Steps of a multiply-add loop in one go: every head_dim and every vector of keys is a multiple,
+  // and a short loop is left without a mispredicted branch.
+  static constexpr int kStepUnroll = 4;
 
   static void store_row(const float* from, std::int64_t count, Element* to) {
     std::int64_t d = 0;
@@ -106,13 +110,12 @@ struct Kernels {
 
   static void pack_k(const SourceRows& source, std::int64_t keys, std::int64_t dim, bool round_bf16,
                      void* words) {
-    constexpr int kGroup = 16;
     alignas(64) float row[kMaxDim];
-    alignas(64) float group[kGroup][kMaxDim / kElements];  // as words
+    alignas(64) float group[kWidth][kMaxDim / kElements];  // as words
     const std::int64_t steps = dim / kElements;
     auto* to = static_cast<float*>(words);
-    for (int first = 0; first < kPanelKeys; first += kGroup) {
-      for (int i = 0; i < kGroup; ++i) {
+    for (int first = 0; first < kPanelKeys; first += kWidth) {
+      for (int i = 0; i < kWidth; ++i) {
         if (first + i < keys) {
           convert_row(source, first + i, dim, round_bf16, row);
           store_row(row, dim, reinterpret_cast<Element*>(group[i]));
@@ -120,8 +123,17 @@ struct Kernels {
           __builtin_memset(group[i], 0, static_cast<std::size_t>(steps) * sizeof(float));
         }
       }
-      for (std::int64_t step = 0; step < steps; ++step) {
-        for (int i = 0; i < kGroup; ++i) to[step * kPanelKeys + first + i] = group[i][step];
+      std::int64_t step = 0;
+      for (; step + kWidth <= steps; step += kWidth) {
+        F tile[kWidth];
+        BSFA_UNROLL for (int i = 0; i < kWidth; ++i) tile[i] = Simd::load(group[i] + step);
+        Simd::transpose(tile);
+        BSFA_UNROLL for (int i = 0; i < kWidth; ++i) {
+          Simd::store(to + (step + i) * kPanelKeys + first, tile[i]);
+        }
+      }
+      for (; step < steps; ++step) {
+        for (int i = 0; i < kWidth; ++i) to[step * kPanelKeys + first + i] = group[i][step];
       }
     }
   }
@@ -151,35 +163,57 @@ struct Kernels {
     return largest >= 0x7f800000u;
   }
 
-  // A tile of kRows x (kTileVectors vectors) scores at column `column` of the panel.
+  // A tile of kRows x (kTileVectors vectors) scores from column `column` of the panel on; lanes
+  // [kRows][kWidth] take the largest of each lane. Not inlined: what else lived in registers would
+  // push the sums out of them.
   template <int kRows>
-  static void score_tile(const float* q, std::int64_t steps, const float* k, float* scores,
-                         F* row_max, Simd::NanFlags* nan) {
+  [[gnu::noinline]] static Simd::NanFlags score_tile(const float* q, std::int64_t steps,
+                                                     const float* k, int column, Upcoming* upcoming,
+                                                     float* scores, float* lanes,
+                                                     Simd::NanFlags nan) {
     constexpr int kVectors = Simd::kTileVectors;
     F sum[kRows][kVectors];
     BSFA_UNROLL for (int r = 0; r < kRows; ++r) {
       BSFA_UNROLL for (int v = 0; v < kVectors; ++v) sum[r][v] = Simd::set1(0.0f);
     }
-    for (std::int64_t step = 0; step < steps; ++step) {
-      F b[kVectors];
-      BSFA_UNROLL for (int v = 0; v < kVectors; ++v) {
-        b[v] = Simd::load(k + step * kPanelKeys + v * kWidth);
+    k += column;
+    const char* ahead[2] = {upcoming->begin[0], upcoming->begin[1]};
+    const char* const end[2] = {upcoming->end[0], upcoming->end[1]};
+    for (std::int64_t first = 0; first < steps; first += kStepUnroll) {
+      BSFA_UNROLL for (int i = 0; i < 2; ++i) {
+        __builtin_prefetch(ahead[i], 0, 2);
+        ahead[i] += ahead[i] < end[i] ? kCacheLine : 0;
       }
-      BSFA_UNROLL for (int r = 0; r < kRows; ++r) {
-        const F a = Simd::set1(q[r * steps + step]);
+      BSFA_UNROLL for (int u = 0; u < kStepUnroll; ++u) {
+        F b[kVectors];
         BSFA_UNROLL for (int v = 0; v < kVectors; ++v) {
-          sum[r][v] = Words::multiply_add(sum[r][v], a, b[v]);
+          b[v] = Simd::load(k + (first + u) * kPanelKeys + v * kWidth);
+        }
+        BSFA_UNROLL for (int r = 0; r < kRows; ++r) {
+          const F a = Simd::set1(q[r * steps + first + u]);
+          BSFA_UNROLL for (int v = 0; v < kVectors; ++v) {
+            sum[r][v] = Words::multiply_add(sum[r][v], a, b[v]);
+          }
         }
       }
     }
+    upcoming->begin[0] = ahead[0];
+    upcoming->begin[1] = ahead[1];
+    scores += column;
     BSFA_UNROLL for (int r = 0; r < kRows; ++r) {
-      BSFA_UNROLL for (int v = 0; v < kVectors; v += 2) {
-        *nan = Simd::note_nan(*nan, sum[r][v], sum[r][v + 1]);
-        row_max[r] = Simd::max(Simd::max(sum[r][v], sum[r][v + 1]), row_max[r]);
+      F largest = Simd::max(sum[r][0], sum[r][1]);
+      nan = Simd::note_nan(nan, sum[r][0], sum[r][1]);
+      BSFA_UNROLL for (int v = 2; v < kVectors; v += 2) {
+        nan = Simd::note_nan(nan, sum[r][v], sum[r][v + 1]);
+        largest = Simd::max(Simd::max(sum[r][v], sum[r][v + 1]), largest);
+      }
+      if (column > 0) largest = Simd::max(largest, Simd::load(lanes + r * kWidth));
+      Simd::store(lanes + r * kWidth, largest);
+      BSFA_UNROLL for (int v = 0; v < kVectors; ++v) {
         Simd::store(scores + r * kPanelKeys + v * kWidth, sum[r][v]);
-        Simd::store(scores + r * kPanelKeys + (v + 1) * kWidth, sum[r][v + 1]);
       }
     }
+    return nan;
   }
 
   // Calls body.template operator()<kRows>(row) for tiles that cover [begin, end): as few as kMost
@@ -203,26 +237,37 @@ struct Kernels {
     }
   }
 
+  // row_max[r] = the largest lane of lanes[r], for all kMaxRows rows; returns the largest of all.
+  static float reduce_rows(const float (&lanes)[kMaxRows][kWidth], float* row_max) {
+    F largest = Simd::set1(kMinusInfinity);
+    for (int r = 0; r < kMaxRows; r += kWidth) {
+      F x[kWidth];
+      BSFA_UNROLL for (int i = 0; i < kWidth; ++i) x[i] = Simd::load(lanes[r + i]);
+      Simd::transpose(x);
+      BSFA_UNROLL for (int i = 1; i < kWidth; ++i) x[0] = Simd::max(x[i], x[0]);
+      Simd::store(row_max + r, x[0]);
+      largest = Simd::max(x[0], largest);
+    }
+    return Simd::reduce_max(largest);
+  }
+
   static BlockStatistic scores(const void* q, const void* k, std::int64_t steps, int row_begin,
-                               int row_end, float* scores, float* row_max) {
+                               int row_end, const Upcoming& upcoming, float* scores,
+                               float* row_max) {
+    Upcoming ahead = upcoming;
     Simd::NanFlags nan = Simd::no_nan();
-    F block_max = Simd::set1(kMinusInfinity);
-    for (int r = 0; r < row_begin; ++r) row_max[r] = kMinusInfinity;
-    for (int r = row_end; r < kMaxRows; ++r) row_max[r] = kMinusInfinity;
+    alignas(64) float lanes[kMaxRows][kWidth];
+    const F nothing = Simd::set1(kMinusInfinity);
+    for (int r = 0; r < row_begin; ++r) Simd::store(lanes[r], nothing);
+    for (int r = row_end; r < kMaxRows; ++r) Simd::store(lanes[r], nothing);
     for_row_tiles<Simd::kTileRows>(row_begin, row_end, [&]<int kRows>(int row) {
-      F tile_max[kRows];
-      BSFA_UNROLL for (int r = 0; r < kRows; ++r) tile_max[r] = Simd::set1(kMinusInfinity);
       for (int column = 0; column < kPanelKeys; column += Simd::kTileVectors * kWidth) {
-        score_tile<kRows>(static_cast<const float*>(q) + row * steps, steps,
-                          static_cast<const float*>(k) + column, scores + row * kPanelKeys + column,
-                          tile_max, &nan);
-      }
-      BSFA_UNROLL for (int r = 0; r < kRows; ++r) {
-        row_max[row + r] = Simd::reduce_max(tile_max[r]);
-        block_max = Simd::max(tile_max[r], block_max);
+        nan = score_tile<kRows>(static_cast<const float*>(q) + row * steps, steps,
+                                static_cast<const float*>(k), column, &ahead,
+                                scores + row * kPanelKeys, lanes[row], nan);
       }
     });
-    return {Simd::reduce_max(block_max), Simd::any_nan(nan)};
+    return {reduce_rows(lanes, row_max), Simd::any_nan(nan)};
   }
 
   static BlockStatistic mask(int row_begin, int row_end, const int* lo, const int* hi, float scale,
@@ -268,8 +313,9 @@ struct Kernels {
 
   // out[kRows][kVectors vectors] = out * rescale + weights . v
   template <int kRows, int kVectors>
-  static void value_tile(const float* weights, const float* v, std::int64_t padded_dim,
-                         int step_begin, int step_end, const float* rescale, float* out) {
+  [[gnu::noinline]] static void value_tile(const float* weights, const float* v,
+                                           std::int64_t padded_dim, int step_begin, int step_end,
+                                           const float* rescale, float* out) {
     F sum[kRows][kVectors];
     BSFA_UNROLL for (int r = 0; r < kRows; ++r) {
       const F factor = Simd::set1(rescale[r]);
@@ -277,15 +323,17 @@ struct Kernels {
         sum[r][i] = Simd::mul(Simd::load(out + r * padded_dim + i * kWidth), factor);
       }
     }
-    for (int step = step_begin; step < step_end; ++step) {
-      F b[kVectors];
-      BSFA_UNROLL for (int i = 0; i < kVectors; ++i) {
-        b[i] = Simd::load(v + step * padded_dim + i * kWidth);
-      }
-      BSFA_UNROLL for (int r = 0; r < kRows; ++r) {
-        const F a = Simd::set1(weights[r * (kPanelKeys / kElements) + step]);
+    for (int first = step_begin; first < step_end; first += kStepUnroll) {
+      BSFA_UNROLL for (int u = 0; u < kStepUnroll; ++u) {
+        F b[kVectors];
         BSFA_UNROLL for (int i = 0; i < kVectors; ++i) {
-          sum[r][i] = Words::multiply_add(sum[r][i], a, b[i]);
+          b[i] = Simd::load(v + (first + u) * padded_dim + i * kWidth);
+        }
+        BSFA_UNROLL for (int r = 0; r < kRows; ++r) {
+          const F a = Simd::set1(weights[r * (kPanelKeys / kElements) + first + u]);
+          BSFA_UNROLL for (int i = 0; i < kVectors; ++i) {
+            sum[r][i] = Words::multiply_add(sum[r][i], a, b[i]);
+          }
         }
       }
     }
@@ -312,16 +360,19 @@ struct Kernels {
                          const float* scores, float scale_log2, const void* v,
                          const SoftmaxState& state) {
     const F scale = Simd::set1(scale_log2);
-    const int vector_begin = key_begin / kWidth * kWidth;
+    // Weights exist for whole vectors of keys, so also for the steps that rounding adds.
+    constexpr int kUnit = kStepUnroll * kElements > kWidth ? kStepUnroll * kElements : kWidth;
+    key_begin = key_begin / kUnit * kUnit;
+    key_end = (key_end + kUnit - 1) / kUnit * kUnit;
     const int step_begin = key_begin / kElements;
-    const int step_end = (key_end + kElements - 1) / kElements;
+    const int step_end = key_end / kElements;
     const std::int64_t padded = state.padded_dim_v;
     for_row_tiles<Simd::kTileRows>(row_begin, row_end, [&]<int kRows>(int row) {
       alignas(64) Element weights[kRows][kPanelKeys];
       for (int r = 0; r < kRows; ++r) {
         const F minus_max = Simd::set1(state.minus_max[row + r]);
         F sum = Simd::set1(0.0f);
-        for (int c = vector_begin; c < key_end; c += kWidth) {
+        for (int c = key_begin; c < key_end; c += kWidth) {
           const F x = Simd::load(scores + (row + r) * kPanelKeys + c);
           const F weight = exp2(Simd::fma(x, scale, minus_max));
           sum = Simd::add(sum, weight);

@@ -32,6 +32,13 @@ struct BlockStatistic {
   bool has_nan;
 };
 
+// Memory that is wanted soon. The hardware's own prefetchers stop at each page, and a panel is
+// several.
+struct Upcoming {
+  const char* begin[2];
+  const char* end[2];  // == begin: nothing
+};
+
 // What the rows of a tile have accumulated. All arrays have kMaxRows rows.
 struct SoftmaxState {
   float* max;        // [rows] log2 domain: the largest score times scale * log2(e)
@@ -58,9 +65,10 @@ struct KernelSet {
                  std::int64_t padded_dim, bool round_bf16, void* words);
 
   // scores[r][c] = q_r . k_c, not scaled, for rows [row_begin, row_end) and the 64 keys of a panel;
-  // row_max of all kMaxRows rows (-inf outside the range).
+  // row_max of all kMaxRows rows (-inf outside the range). Meanwhile fetches what comes next into
+  // the cache.
   BlockStatistic (*scores)(const void* q, const void* k, std::int64_t steps, int row_begin,
-                           int row_end, float* scores, float* row_max);
+                           int row_end, const Upcoming& upcoming, float* scores, float* row_max);
   // Entries outside [lo[r], hi[r]) become -inf; with softcap > 0 the others become
   // softcap * tanh(score * scale / softcap). Renews row_max.
   BlockStatistic (*mask)(int row_begin, int row_end, const int* lo, const int* hi, float scale,

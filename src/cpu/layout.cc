@@ -51,9 +51,9 @@ WorkspaceLayout workspace_layout(const Problem& problem, const KernelSet& kernel
 
   Offsets scratch;
   layout.q = scratch.take(static_cast<std::size_t>(kMaxRows * layout.steps) * 4);
-  layout.scores = scratch.take(std::size_t{2} * kMaxRows * kPanelKeys * 4);
-  layout.row_max = scratch.take(std::size_t{2} * kMaxRows * 4);
-  layout.visible = scratch.take(std::size_t{4} * kMaxRows * 4);
+  layout.scores = scratch.take(std::size_t{kScoreTiles} * kMaxRows * kPanelKeys * 4);
+  layout.row_max = scratch.take(std::size_t{kScoreTiles} * kMaxRows * 4);
+  layout.visible = scratch.take(std::size_t{kScoreTiles} * 2 * kMaxRows * 4);
   layout.state =
       scratch.take(static_cast<std::size_t>(kMaxRows * (3 + kMaxLanes + layout.padded_dim_v)) * 4);
   layout.spare_v = scratch.take(layout.v_panel_bytes);

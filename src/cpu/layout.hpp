@@ -26,6 +26,9 @@ struct PackedPanels {
   std::int64_t first;
 };
 
+// Two key blocks in flight, each of at most two panels.
+inline constexpr int kScoreTiles = 4;
+
 struct WorkspaceLayout {
   std::int64_t steps = 0;         // words along head_dim
   std::int64_t padded_dim_v = 0;  // head_dim_v rounded up to a full vector
@@ -50,9 +53,9 @@ struct WorkspaceLayout {
   // Bytes from the start of a worker's scratch.
   std::size_t scratch_bytes = 0;
   std::size_t q = 0;        // packed rows
-  std::size_t scores = 0;   // float [2][kMaxRows][64]: a gate block has at most two panels
-  std::size_t row_max = 0;  // float [2][kMaxRows]
-  std::size_t visible = 0;  // int [2 panels][lo, hi][kMaxRows]
+  std::size_t scores = 0;   // float [kScoreTiles][kMaxRows][64]
+  std::size_t row_max = 0;  // float [kScoreTiles][kMaxRows]
+  std::size_t visible = 0;  // int [kScoreTiles][lo, hi][kMaxRows]
   std::size_t state = 0;    // SoftmaxState's arrays
   std::size_t spare_v = 0;  // a v panel
 };

@@ -38,6 +38,25 @@ struct Simd {
   }
   static bool any_nan(NanFlags flags) { return _mm256_movemask_ps(flags) != 0; }
 
+  // Lane i of x[j] becomes lane j of x[i].
+  static void transpose(F (&x)[kWidth]) {
+    F y[kWidth];
+    BSFA_UNROLL for (int i = 0; i < 8; i += 4) {
+      const F low01 = _mm256_unpacklo_ps(x[i], x[i + 1]);
+      const F high01 = _mm256_unpackhi_ps(x[i], x[i + 1]);
+      const F low23 = _mm256_unpacklo_ps(x[i + 2], x[i + 3]);
+      const F high23 = _mm256_unpackhi_ps(x[i + 2], x[i + 3]);
+      y[i] = _mm256_shuffle_ps(low01, low23, 0x44);
+      y[i + 1] = _mm256_shuffle_ps(low01, low23, 0xee);
+      y[i + 2] = _mm256_shuffle_ps(high01, high23, 0x44);
+      y[i + 3] = _mm256_shuffle_ps(high01, high23, 0xee);
+    }
+    BSFA_UNROLL for (int c = 0; c < 4; ++c) {
+      x[c] = _mm256_permute2f128_ps(y[c], y[4 + c], 0x20);
+      x[4 + c] = _mm256_permute2f128_ps(y[c], y[4 + c], 0x31);
+    }
+  }
+
   // Lanes whose index base + lane is in [lo, hi) keep x, the others become `outside`.
   static F keep_range(F x, int base, int lo, int hi, F outside) {
     const __m256i index =

@@ -23,12 +23,43 @@ struct Simd {
   static float reduce_max(F x) { return _mm512_reduce_max_ps(x); }
   static float reduce_add(F x) { return _mm512_reduce_add_ps(x); }
 
+  // A bit for each lane that has been a number all along: the masked compare accumulates for free.
   using NanFlags = __mmask16;
-  static NanFlags no_nan() { return 0; }
+  static NanFlags no_nan() { return 0xffff; }
   static NanFlags note_nan(NanFlags flags, F x, F y) {
-    return flags | _mm512_cmp_ps_mask(x, y, _CMP_UNORD_Q);
+    return _mm512_mask_cmp_ps_mask(flags, x, y, _CMP_ORD_Q);
   }
-  static bool any_nan(NanFlags flags) { return flags != 0; }
+  static bool any_nan(NanFlags flags) { return flags != 0xffff; }
+
+  // Lane i of x[j] becomes lane j of x[i].
+  static void transpose(F (&x)[kWidth]) {
+    F y[kWidth];
+    BSFA_UNROLL for (int i = 0; i < 16; i += 2) {
+      y[i] = _mm512_unpacklo_ps(x[i], x[i + 1]);
+      y[i + 1] = _mm512_unpackhi_ps(x[i], x[i + 1]);
+    }
+    // Each 128-bit part now holds two rows; then, of four rows, one column in each part.
+    BSFA_UNROLL for (int i = 0; i < 16; i += 4) {
+      BSFA_UNROLL for (int half = 0; half < 2; ++half) {
+        const __m512d low = _mm512_castps_pd(y[i + half]);
+        const __m512d high = _mm512_castps_pd(y[i + half + 2]);
+        x[i + 2 * half] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, high));
+        x[i + 2 * half + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, high));
+      }
+    }
+    // x[4g + c] holds columns c, c + 4, c + 8, c + 12 of rows 4g..4g+3.
+    BSFA_UNROLL for (int c = 0; c < 4; ++c) {
+      const F even_low = _mm512_shuffle_f32x4(x[c], x[4 + c], 0x88);
+      const F odd_low = _mm512_shuffle_f32x4(x[c], x[4 + c], 0xdd);
+      const F even_high = _mm512_shuffle_f32x4(x[8 + c], x[12 + c], 0x88);
+      const F odd_high = _mm512_shuffle_f32x4(x[8 + c], x[12 + c], 0xdd);
+      y[c] = _mm512_shuffle_f32x4(even_low, even_high, 0x88);
+      y[8 + c] = _mm512_shuffle_f32x4(even_low, even_high, 0xdd);
+      y[4 + c] = _mm512_shuffle_f32x4(odd_low, odd_high, 0x88);
+      y[12 + c] = _mm512_shuffle_f32x4(odd_low, odd_high, 0xdd);
+    }
+    BSFA_UNROLL for (int i = 0; i < 16; ++i) x[i] = y[i];
+  }
 
   // Lanes whose index base + lane is in [lo, hi) keep x, the others become `outside`.
   static F keep_range(F x, int base, int lo, int hi, F outside) {

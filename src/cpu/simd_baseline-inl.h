@@ -36,6 +36,12 @@ struct Simd {
   static NanFlags note_nan(NanFlags flags, F x, F y) { return flags | (x != x) | (y != y); }
   static bool any_nan(NanFlags flags) { return (flags[0] | flags[1] | flags[2] | flags[3]) != 0; }
 
+  // Lane i of x[j] becomes lane j of x[i].
+  static void transpose(F (&x)[kWidth]) {
+    const F a = x[0], b = x[1], c = x[2], d = x[3];
+    BSFA_UNROLL for (int i = 0; i < 4; ++i) x[i] = F{a[i], b[i], c[i], d[i]};
+  }
+
   // Lanes whose index base + lane is in [lo, hi) keep x, the others become `outside`.
   static F keep_range(F x, int base, int lo, int hi, F outside) {
     const I index = I{0, 1, 2, 3} + base;

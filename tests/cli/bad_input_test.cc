@@ -1,0 +1,111 @@
+// Bad input to the verbs that run a model, as far as it shows before a model is there: a message
+// that names the argument, the documented exit code, nothing on stdout and nothing left behind.
+
+#include <gtest/gtest.h>
+
+#include <bsfa/thresholds.hpp>
+#include <filesystem>
+#include <fstream>
+
+#include "run_program.hpp"
+
+namespace bsfa::test {
+namespace {
+
+struct Case {
+  const char* name;
+  std::string arguments;  // TMP stands for a folder with the files below
+  int exit_code;
+  std::string message;  // part of what stderr must say
+};
+
+class BadInput : public testing::TestWithParam<Case> {};
+
+const char* const kRun = "run --model TMP/model.gguf --prompt-file TMP/text ";
+const char* const kCalibrate = "calibrate --model TMP/model.gguf --data TMP/text ";
+
+TEST_P(BadInput, IsRefused) {
+  const TemporaryDirectory directory;
+  std::ofstream(directory / "text") << "Once upon a time.";
+  std::ofstream(directory / "model.gguf") << "GGUF, but only the beginning";
+  std::ofstream(directory / "list.json") << R"([{"input": "no such field"}])";
+  std::ofstream(directory / "object.json") << R"({"input_text": "not a list"})";
+  std::ofstream(directory / "broken") << "not a threshold file";
+  std::filesystem::create_directory(directory / "empty");
+  ThresholdTable({{4, 8}, {128, 64}, 0.125F, 256, "tiny", 1, "test", {}}, 2, 3, 2,
+                 std::vector<float>(2 * 2 * 3 * 2, 0.0F))
+      .save(directory / "thresholds");
+  std::size_t files = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(directory / "")) {
+    files += entry.exists() ? 1 : 0;
+  }
+
+  std::string arguments = GetParam().arguments;
+  for (std::size_t at; (at = arguments.find("TMP")) != std::string::npos;) {
+    std::string folder = directory / "";
+    while (folder.ends_with('/')) folder.pop_back();
+    arguments.replace(at, 3, folder);
+  }
+  const ProgramRun run = run_program(arguments);
+  EXPECT_EQ(run.exit_code, GetParam().exit_code) << run.err;
+  EXPECT_NE(run.err.find(GetParam().message), std::string::npos) << run.err;
+  EXPECT_EQ(run.out, "");
+  for (const auto& entry : std::filesystem::directory_iterator(directory / "")) {
+    files -= entry.exists() ? 1 : 0;
+  }
+  EXPECT_EQ(files, 0U) << "a file was left behind";
+}
+
+const Case kCases[] = {
+    {"NoVerb", "", 2, "subcommand"},
+    {"UnknownVerb", "fly", 2, "fly"},
+    {"UnknownOption", std::string(kRun) + "--thresholds TMP/thresholds --speed 9", 2, "--speed"},
+    {"RunWithoutModel", "run --prompt-file TMP/text --thresholds TMP/thresholds", 2, "--model"},
+    {"RunWithoutThresholds", kRun, 2, "--thresholds"},
+    {"MissingModel", "run --model TMP/none.gguf --prompt-file TMP/text --thresholds TMP/thresholds",
+     1, "none.gguf"},
+    {"TruncatedModel", std::string(kRun) + "--thresholds TMP/thresholds", 2, "model.gguf"},
+    {"MissingPrompt",
+     "run --model TMP/model.gguf --prompt-file TMP/none --thresholds TMP/thresholds", 1, "none"},
+    {"PromptIsAFolder",
+     "run --model TMP/model.gguf --prompt-file TMP/empty --thresholds TMP/thresholds", 1, "empty"},
+    {"MissingThresholds", std::string(kRun) + "--thresholds TMP/none", 1, "none"},
+    {"BrokenThresholds", std::string(kRun) + "--thresholds TMP/broken", 2, "broken"},
+    {"NeedleOutside", std::string(kRun) + "--thresholds TMP/thresholds --needle 1.5", 2,
+     "--needle"},
+    {"NegativeBudget", std::string(kRun) + "--thresholds TMP/thresholds --budget -4", 2,
+     "--budget"},
+    {"NoRuns", std::string(kRun) + "--thresholds TMP/thresholds --runs 0", 2, "--runs"},
+    {"NoThreads", std::string(kRun) + "--thresholds TMP/thresholds --threads 0", 2, "--threads"},
+    {"CalibrateWithoutOut", kCalibrate, 2, "--out"},
+    {"CalibrateIntoNoFolder", std::string(kCalibrate) + "--out TMP/none/out", 1, "--out"},
+    {"CalibratePartialIntoNoFolder",
+     std::string(kCalibrate) + "--out TMP/out --partial TMP/none/part", 1, "--partial"},
+    {"CalibrateBudgetTwice", std::string(kCalibrate) + "--out TMP/out --budgets 4,8,4", 2,
+     "--budgets"},
+    {"CalibrateBudgetZero", std::string(kCalibrate) + "--out TMP/out --budgets 0", 2, "--budgets"},
+    {"CalibrateRecommendsAnother",
+     std::string(kCalibrate) + "--out TMP/out --budgets 4,8 --recommend 6", 2, "--recommend"},
+    {"CalibrateMissingData", "calibrate --model TMP/model.gguf --data TMP/none --out TMP/out", 1,
+     "none"},
+    {"CalibrateEmptyFolder", "calibrate --model TMP/model.gguf --data TMP/empty --out TMP/out", 2,
+     "--data"},
+    {"CalibrateJsonWithoutText",
+     "calibrate --model TMP/model.gguf --data TMP/list.json --out TMP/out", 2, "input_text"},
+    {"CalibrateJsonNoList", "calibrate --model TMP/model.gguf --data TMP/object.json --out TMP/out",
+     2, "object.json"},
+    {"CalibrateTruncatedModel", std::string(kCalibrate) + "--out TMP/out", 2, "model.gguf"},
+    {"BenchWithoutMeasurement", "bench", 2, "subcommand"},
+    {"NeedleBenchUnknownBudget",
+     "bench needle --model TMP/none --prompt-file TMP/text --thresholds TMP/thresholds "
+     "--budget 0",
+     2, "--budget"},
+    {"LogitsWithoutTokens", "bench logits --model TMP/none --prompt-file TMP/text --tokens 0", 2,
+     "--tokens"},
+};
+
+INSTANTIATE_TEST_SUITE_P(Cli, BadInput, testing::ValuesIn(kCases),
+                         [](const auto& entry) { return std::string(entry.param.name); });
+
+}  // namespace
+}  // namespace bsfa::test

@@ -74,11 +74,17 @@ def main():
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", help="comma-separated names; default all contestants")
     parser.add_argument("--json", type=pathlib.Path, help="appends one line")
     args = parser.parse_args()
     heads, rest = args.shape.split("/")
     kv_heads, dim = rest.split("x")
     heads, kv_heads, dim = int(heads), int(kv_heads), int(dim)
+
+    only = args.only.split(",") if args.only else None
+
+    def wanted(name):
+        return only is None or name in only
 
     torch.set_num_threads(args.threads)
     lib = load(args.library.resolve())
@@ -87,6 +93,8 @@ def main():
         sys.exit("bsfa: " + lib.bsfa_bench_error().decode())
     contestants = []
     for i in range(lib.bsfa_bench_count(handle)):
+        if not wanted(lib.bsfa_bench_name(handle, i).decode()):
+            continue
 
         def run(i=i):
             if lib.bsfa_bench_run(handle, i):
@@ -101,7 +109,7 @@ def main():
                 "density": lib.bsfa_bench_density(handle, i),
             }
         )
-    for name in ("bf16", "f32"):
+    for name in filter(lambda n: wanted("torch " + n), ("bf16", "f32")):
         contestants.append(torch_contestant(name, lib, handle, heads, kv_heads, dim, args.tokens))
     for c in contestants:
         if not c["error"] < 0.03:
@@ -157,10 +165,10 @@ def main():
         ("bsfa f16", "ggml f16"),
     ]
     for ours, theirs in pairs:
-        if theirs in times:
+        if ours in times and theirs in times:
             result["ratios"][f"{ours} / {theirs}"] = round(times[theirs] / times[ours], 3)
     for c in contestants:
-        if "gated" in c["name"]:
+        if "gated" in c["name"] and "bsfa bf16" in times:
             gain = times["bsfa bf16"] / times[c["name"]]
             limit = 2 / (1 + c["density"])
             result["ratios"][f"{c['name']} / dense"] = round(gain, 3)

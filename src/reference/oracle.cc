@@ -135,7 +135,7 @@ OracleHead oracle_head(const Problem& problem, std::int64_t sequence, std::int64
 
     for (std::int64_t r = rows.begin; r < rows.end; ++r) {
       const BlockRange keys = visible_keys(layout, s, r);
-      const double* row_scores = &scores[(r - rows.begin) * s.seqlen_k];
+      const double* row_scores = scores.data() + (r - rows.begin) * s.seqlen_k;
       const auto kept = [&](std::int64_t c) {
         return result.kept[row_of_blocks + static_cast<std::size_t>(c / block.kv)] != 0;
       };
@@ -148,7 +148,7 @@ OracleHead oracle_head(const Problem& problem, std::int64_t sequence, std::int64
       }
       if (maximum == -kInfinity) continue;  // no kept key: out = 0, lse = -inf
       double sum = problem.sinks != nullptr ? std::exp(problem.sinks[head] - maximum) : 0.0;
-      double* out = &result.out[r * dim_v];
+      double* out = result.out.data() + r * dim_v;
       for (std::int64_t c = keys.begin; c < keys.end; ++c) {
         if (!kept(c)) continue;
         const double weight = std::exp(row_scores[c] - maximum);

@@ -37,7 +37,7 @@ class CpuSpecialValues : public ::testing::TestWithParam<cpu::Isa> {
 TEST_P(CpuSpecialValues, ANanKeyKeepsTheBlocksThatSeeIt) {
   for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
     for (const float nan : {kNan, -kNan}) {
-      for (const std::int64_t key : {3, 100, 299}) {
+      for (const std::int64_t key : {3, 299}) {
         AttentionCase c = small();
         c.kv_dtype = c.q_dtype = dtype;
         AttentionData data(c);

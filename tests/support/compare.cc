@@ -79,7 +79,7 @@ std::vector<float> plain_attention(const Problem& problem, std::int64_t n, std::
     }
     if (maximum == -kInfinity) continue;
     float sum = problem.sinks != nullptr ? std::exp(problem.sinks[head] - maximum) : 0.0f;
-    float* out = &result[static_cast<std::size_t>(r * problem.head_dim_v)];
+    float* out = result.data() + r * problem.head_dim_v;
     for (std::int64_t c = visible.begin; c < visible.end; ++c) {
       const float weight = std::exp(scores[static_cast<std::size_t>(c)] - maximum);
       sum += weight;

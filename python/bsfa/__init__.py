@@ -1,7 +1,8 @@
 """Block Sparse Flash Attention (arXiv 2512.07011).
 
 Importing the package needs neither torch nor transformers: `flash_attn_func` and
-`flash_attn_varlen_func` import torch when they are first used.
+`flash_attn_varlen_func` import torch when they are first used, `enable`, `set_budget`, `set_mode`,
+`disable` and `stats` also transformers.
 """
 
 from __future__ import annotations
@@ -32,12 +33,20 @@ from bsfa.errors import (
 )
 
 if TYPE_CHECKING:
+    from bsfa.hf import LayerStats, ModelStats, disable, enable, set_budget, set_mode, stats
     from bsfa.ops import BlockStats, flash_attn_func, flash_attn_varlen_func
 
 _LAZY = {
     "BlockStats": "bsfa.ops",
+    "LayerStats": "bsfa.hf",
+    "ModelStats": "bsfa.hf",
+    "disable": "bsfa.hf",
+    "enable": "bsfa.hf",
     "flash_attn_func": "bsfa.ops",
     "flash_attn_varlen_func": "bsfa.ops",
+    "set_budget": "bsfa.hf",
+    "set_mode": "bsfa.hf",
+    "stats": "bsfa.hf",
 }
 
 __all__ = [
@@ -51,16 +60,23 @@ __all__ = [
     "FileError",
     "FormatError",
     "InvalidArgumentError",
+    "LayerStats",
+    "ModelStats",
     "ThresholdTable",
     "UnsupportedError",
     "__version__",
     "attention_forward",
     "backends",
+    "disable",
+    "enable",
     "flash_attn_func",
     "flash_attn_varlen_func",
     "plan_attention",
     "predicted_density",
     "select_thresholds",
+    "set_budget",
+    "set_mode",
+    "stats",
 ]
 
 

@@ -1,0 +1,23 @@
+"""Transformers: any decoder with causal or sliding-window masks, by its attention interface.
+
+Importing this module makes the attention implementation "bsfa" known to Transformers, so that
+`AutoModelForCausalLM.from_pretrained(..., attn_implementation="bsfa")` works too, set up from the
+environment (`BSFA_MODE`, `BSFA_THRESHOLDS`, `BSFA_BUDGET`).
+"""
+
+from bsfa.hf.api import disable, enable, set_budget, set_mode, stats
+from bsfa.hf.attention import register
+from bsfa.hf.statistics import LayerStats, ModelStats
+
+__all__ = [
+    "LayerStats",
+    "ModelStats",
+    "disable",
+    "enable",
+    "register",
+    "set_budget",
+    "set_mode",
+    "stats",
+]
+
+register()

@@ -1,0 +1,157 @@
+"""From Transformers' description of a mask to rows, keys and offsets, without building the mask."""
+
+from __future__ import annotations
+
+import collections
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import masking_utils
+
+__all__ = ["MaskPlan", "find_plan", "make_plan", "placeholder"]
+
+Span = tuple[int, int]
+
+
+@dataclass(eq=False)
+class MaskPlan:
+    """A causal or sliding-window mask over padded sequences. Positions count from key row 0."""
+
+    batch: int
+    q_length: int
+    kv_length: int
+    q_offset: int
+    """Key row at which query row 0 stands, tokens."""
+    window: int | None
+    """The model's own window, tokens."""
+    spans: list[Span]
+    """Of each sequence: the first real key row and the row after the last one."""
+    arguments: dict[str, Any]
+    """What Transformers asked for, less the configuration: other masks are built from it."""
+
+    def __post_init__(self) -> None:
+        self._built: dict[str, Tensor | None] = {}
+
+    def build(self, implementation: str, config: Any) -> Tensor | None:
+        """The mask as `implementation` takes it; built once a forward pass, if at all."""
+        if implementation not in self._built:
+            arguments = {**self.arguments, "config": config}
+            self._built[implementation] = build_mask(implementation, arguments)
+        return self._built[implementation]
+
+    def forget(self) -> None:
+        """Frees the masks that were built; one that is asked for again is built again."""
+        self._built.clear()
+
+
+def build_mask(implementation: str, arguments: dict[str, Any]) -> Tensor | None:
+    """The mask that Transformers would have built for this implementation."""
+    interface = masking_utils.ALL_MASK_ATTENTION_FUNCTIONS
+    # An attention without a mask function gets no mask, as in Transformers itself.
+    return interface[implementation](**arguments) if implementation in interface else None
+
+
+def _closure(function: Callable[..., Any]) -> dict[str, Any]:
+    cells = function.__closure__ or ()
+    return dict(zip(function.__code__.co_freevars, (c.cell_contents for c in cells), strict=True))
+
+
+_WINDOWED_CODE = masking_utils.sliding_window_causal_mask_function(1).__code__
+_OVERLAY_CODE = masking_utils.sliding_window_overlay(1).__code__
+
+
+def _window_of(mask_function: Callable[..., Any]) -> tuple[bool, int | None]:
+    """Whether the function is plain causal or windowed causal, and its window.
+
+    Exact: a function composed of anything else is not recognised.
+    """
+    if mask_function is masking_utils.causal_mask_function:
+        return True, None
+    if getattr(mask_function, "__code__", None) is not _WINDOWED_CODE:
+        return False, None
+    parts = _closure(mask_function).get("mask_functions", ())
+    overlays = [p for p in parts if getattr(p, "__code__", None) is _OVERLAY_CODE]
+    causal = [p for p in parts if p is masking_utils.causal_mask_function]
+    if len(parts) != 2 or len(overlays) != 1 or len(causal) != 1:
+        return False, None
+    window = _closure(overlays[0]).get("sliding_window")
+    return (True, window) if isinstance(window, int) and window >= 1 else (False, None)
+
+
+def _spans(attention_mask: Tensor | None, batch: int, first: int, end: int) -> list[Span] | None:
+    """The real key rows of each sequence in [first, end), relative to first.
+
+    None if the padding of a sequence is not at its ends.
+    """
+    length = max(0, end - first)
+    if attention_mask is None:
+        return [(0, length)] * batch
+    real = attention_mask[:, first:end].to(device="cpu", dtype=torch.bool)
+    if real.shape[0] != batch:
+        return None
+    spans = []
+    for row in real:
+        count = int(row.sum())
+        start = int(row.to(torch.uint8).argmax()) if count else 0
+        if not bool(row[start : start + count].all()):
+            return None
+        spans.append((start, start + count))
+    return spans
+
+
+def make_plan(arguments: dict[str, Any]) -> MaskPlan | None:
+    """The plan of a mask that Transformers asks for; None if it is of another kind."""
+    recognised, window = _window_of(arguments["mask_function"])
+    if not recognised:
+        return None
+    if "cache_position" in arguments:  # Transformers before 5.2 or so
+        positions = arguments["cache_position"]
+        q_length, q_offset = len(positions), int(positions[0])
+    else:
+        q_length, q_offset = int(arguments["q_length"]), int(arguments.get("q_offset", 0))
+    batch, kv_length = int(arguments["batch_size"]), int(arguments["kv_length"])
+    kv_offset = int(arguments.get("kv_offset", 0))
+    if q_offset < kv_offset:
+        return None
+    end = min(q_offset + q_length, kv_offset + kv_length)
+    spans = _spans(arguments.get("attention_mask"), batch, kv_offset, end)
+    if spans is None:
+        return None
+    # A plan may outlive the forward pass: it must not keep the model alive.
+    arguments = {name: value for name, value in arguments.items() if name != "config"}
+    if "q_offset" in arguments:  # a static cache gives a tensor, which it then writes to
+        arguments["q_offset"] = q_offset
+    return MaskPlan(batch, q_length, kv_length, q_offset - kv_offset, window, spans, arguments)
+
+
+# A mask reaches the attention layers through the model's own code, which may copy it or move it to
+# another device. So what travels is a tensor of two numbers that names its plan twice: as an
+# attribute, and by the first number. Its dtype and shape fit no attention, so that one which went
+# astray is an error and not a wrong result.
+_RECENT: collections.deque[tuple[int, MaskPlan]] = collections.deque(maxlen=8)
+_NUMBERS = itertools.count(1)
+
+
+def placeholder(plan: MaskPlan, device: torch.device | str) -> Tensor:
+    """A tensor int64 [1, 1, 1, 2] that stands for the plan."""
+    number = next(_NUMBERS)
+    _RECENT.append((number, plan))
+    for _, old in list(_RECENT)[:-4]:  # a model has few kinds of mask; masks are large
+        old.forget()
+    tensor = torch.tensor([[[[number, -1]]]], dtype=torch.int64, device=device)
+    tensor._bsfa_plan = plan  # type: ignore[attr-defined]
+    return tensor
+
+
+def find_plan(mask: Any) -> MaskPlan | None:
+    """The plan that a placeholder stands for; None if the mask is something else."""
+    plan = getattr(mask, "_bsfa_plan", None)
+    if plan is not None:
+        return plan
+    if isinstance(mask, Tensor) and mask.dtype == torch.int64 and mask.shape == (1, 1, 1, 2):
+        return dict(_RECENT).get(int(mask[0, 0, 0, 0]))
+    return None

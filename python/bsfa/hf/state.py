@@ -1,0 +1,230 @@
+"""The settings and the statistics of one enabled model."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+import weakref
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from bsfa._core import ThresholdTable
+from bsfa.errors import FallbackWarning, InvalidArgumentError, UnsupportedError
+from bsfa.hf.statistics import LayerStats, ModelStats
+
+MODES = ("dense", "threshold", "sliding_window")
+
+
+def as_table(thresholds: str | os.PathLike[str] | ThresholdTable) -> ThresholdTable:
+    """A threshold table from a path or as it is."""
+    if isinstance(thresholds, ThresholdTable):
+        return thresholds
+    return ThresholdTable.load(os.fspath(thresholds))
+
+
+class Settings:
+    """Mode, table and budget, checked against each other and the model. Immutable."""
+
+    def __init__(
+        self,
+        shape: ModelShape,
+        mode: str | None,
+        thresholds: str | os.PathLike[str] | ThresholdTable | None,
+        budget: int | None,
+    ) -> None:
+        table = None if thresholds is None else as_table(thresholds)
+        if mode is None:
+            mode = "dense" if table is None else "threshold"
+        if mode == "sparge":
+            raise UnsupportedError(
+                "mode 'sparge' runs the CUDA kernels of the package spas_sage_attn, for which this "
+                f"build of bsfa has no side; accepted: {', '.join(MODES)}"
+            )
+        if mode not in MODES:
+            raise InvalidArgumentError(f"mode is {mode!r}; accepted: {', '.join(MODES)}")
+        if budget is not None and (isinstance(budget, bool) or not isinstance(budget, int)):
+            raise InvalidArgumentError(f"budget is {budget!r}; accepted: a number of blocks")
+        if table is not None:
+            table.check_model(shape.name, shape.num_layers, shape.num_heads_q, shape.softmax_scale)
+            if budget is None:
+                budget = table.recommended_budget
+        if mode == "threshold":
+            if table is None:
+                raise InvalidArgumentError(
+                    "mode 'threshold' needs thresholds: a file of `bsfa calibrate` for this model"
+                )
+            if budget is None:
+                raise InvalidArgumentError(
+                    "budget is missing and the thresholds recommend none; they have "
+                    + ", ".join(map(str, table.budgets))
+                )
+        if mode == "sliding_window" and (budget is None or budget < 0):
+            raise InvalidArgumentError(
+                f"budget is {budget}; mode 'sliding_window' needs the number of blocks to keep "
+                "before the diagonal, 0 or more"
+            )
+        self.mode = mode
+        self.table = table
+        self.budget = budget
+        # [num_layers, num_heads_q, num_q_blocks]; refuses a budget that is not in the file.
+        self._values = (
+            torch.from_dlpack(table.thresholds(budget))
+            if mode == "threshold" and table is not None and budget is not None
+            else None
+        )
+        self._on_device: dict[torch.device, Tensor] = {}
+
+    @property
+    def block(self) -> tuple[int, int]:
+        """The gate grid in tokens."""
+        return (128, 64) if self.table is None else self.table.block
+
+    def thresholds(self, layer: int, device: torch.device) -> Tensor:
+        """float32 [num_heads_q, num_q_blocks] of one layer."""
+        if device not in self._on_device:
+            assert self._values is not None
+            self._on_device[device] = self._values.to(device)
+        return self._on_device[device][layer]
+
+
+class ModelShape:
+    """What a threshold file has to agree with."""
+
+    def __init__(self, name: str, config: Any, attention: nn.Module) -> None:
+        self.name = name
+        self.num_layers = int(config.num_hidden_layers)
+        self.num_heads_q = int(config.num_attention_heads)
+        scale = getattr(attention, "scaling", None)
+        if scale is None:
+            head_dim = getattr(config, "head_dim", None) or config.hidden_size // self.num_heads_q
+            scale = head_dim**-0.5
+        self.softmax_scale = float(scale)
+
+
+class State:
+    """One enabled model: settings, the attention that it had before, statistics."""
+
+    def __init__(
+        self, settings: Settings, previous: str, shape: ModelShape, compute_type: str, backend: str
+    ) -> None:
+        self.settings = settings
+        self.previous = previous
+        self.shape = shape
+        self.compute_type = compute_type
+        self.backend = backend
+        self.observer: Callable[..., None] | None = None
+        self.decode_calls = 0
+        self._layers: dict[int, tuple[str, str | None, Tensor | None, Tensor | None]] = {}
+        self._fallbacks: Counter[str] = Counter()
+        self._warned: set[str] = set()
+        self._functions: dict[type, Callable[..., Any]] = {}
+
+    def previous_function(self, module: nn.Module) -> Callable[..., Any]:
+        """The attention function that the module would have called."""
+        function = self._functions.get(type(module))
+        if function is None:
+            eager = None
+            for base in type(module).__mro__:  # each model defines its own beside its layers
+                home = sys.modules.get(base.__module__)
+                eager = eager or getattr(home, "eager_attention_forward", None)
+            function = ALL_ATTENTION_FUNCTIONS.get_interface(self.previous, eager)
+            if function is None:
+                raise UnsupportedError(
+                    f"{type(module).__name__} had attention {self.previous!r}, which is not found"
+                )
+            self._functions[type(module)] = function
+        return function
+
+    def warn_once(self, what: str) -> None:
+        """Says something once for this model."""
+        if what not in self._warned:
+            self._warned.add(what)
+            warnings.warn(f"{self.shape.name}: {what}", FallbackWarning, stacklevel=2)
+
+    def record_fallback(self, layer: int, reason: str) -> None:
+        """Notes, and says once, that a call went to the previous attention."""
+        self._fallbacks[reason] += 1
+        self._record(layer, "previous", reason, None, None)
+        self.warn_once(f"attention falls back to {self.previous!r}: {reason}")
+
+    def record(
+        self, layer: int, attention: str, reason: str | None, kept: Tensor, visible: Tensor
+    ) -> None:
+        """Notes what a layer did. kept, visible: int64 [calls, num_heads_q], not yet read."""
+        self._record(layer, attention, reason, kept, visible)
+
+    def _record(self, layer: int, *entry: Any) -> None:
+        if layer in self._layers:  # the first layer that comes again starts a new forward pass
+            self._layers.clear()
+        self._layers[layer] = entry
+
+    def snapshot(self) -> ModelStats:
+        """The statistics as plain numbers; waits for the device."""
+        layers = []
+        for layer, (attention, reason, kept, visible) in sorted(self._layers.items()):
+            counts = [() if t is None else tuple(t.sum(dim=0).tolist()) for t in (kept, visible)]
+            layers.append(LayerStats(layer, attention, reason, *counts))
+        return ModelStats(
+            self.settings.mode,
+            self.settings.budget,
+            self.previous,
+            tuple(layers),
+            dict(self._fallbacks),
+            self.decode_calls,
+        )
+
+
+# By identity of the (text) configuration, which attention layers and masks both have at hand.
+_STATES: dict[int, State] = {}
+
+
+def find_state(config: Any) -> State | None:
+    """The state of an enabled model, if it is one."""
+    return _STATES.get(id(config))
+
+
+def put_state(config: Any, state: State) -> None:
+    """Makes the state known to the layers of this configuration."""
+    if id(config) not in _STATES:
+        weakref.finalize(config, _STATES.pop, id(config), None)
+    _STATES[id(config)] = state
+
+
+def drop_state(config: Any) -> None:
+    """Forgets the state."""
+    _STATES.pop(id(config), None)
+
+
+def environment() -> tuple[str | None, str | None, int | None]:
+    """mode, thresholds and budget as the environment gives them."""
+    text = os.environ.get("BSFA_BUDGET") or None
+    try:
+        budget = None if text is None else int(text)
+    except ValueError:
+        raise InvalidArgumentError(
+            f"BSFA_BUDGET is {text!r}; accepted: a number of blocks"
+        ) from None
+    return os.environ.get("BSFA_MODE") or None, os.environ.get("BSFA_THRESHOLDS") or None, budget
+
+
+def state_of(module: nn.Module) -> State:
+    """The state of the model that an attention layer belongs to.
+
+    A model that was loaded with attn_implementation="bsfa" gets one from the environment.
+    """
+    config = module.config
+    state = find_state(config)
+    if state is not None:
+        return state
+    shape = ModelShape(type(config).__name__.removesuffix("Config"), config, module)
+    settings = Settings(shape, *environment())
+    previous = "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"
+    state = State(settings, previous, shape, "native", "")
+    put_state(config, state)
+    return state

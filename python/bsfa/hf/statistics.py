@@ -1,0 +1,74 @@
+"""What the attention layers of a model did."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class LayerStats:
+    """One attention layer in the last forward pass that was not decoding."""
+
+    layer: int
+    attention: str
+    """threshold, sliding_window, dense; windowed (the model's own window); previous (fallback)."""
+    reason: str | None = None
+    """Why the mode that is set did not apply to this layer; None if it did."""
+    kept_blocks: tuple[int, ...] = ()
+    """By query head, summed over the batch; empty if the layer fell back."""
+    visible_blocks: tuple[int, ...] = ()
+
+    @property
+    def densities(self) -> tuple[float, ...]:
+        """Kept over visible blocks by query head."""
+        pairs = zip(self.kept_blocks, self.visible_blocks, strict=True)
+        return tuple(kept / visible if visible else math.nan for kept, visible in pairs)
+
+    @property
+    def density(self) -> float:
+        """Kept over visible blocks of all heads; NaN if the layer fell back."""
+        visible = sum(self.visible_blocks)
+        return sum(self.kept_blocks) / visible if visible else math.nan
+
+
+@dataclass(frozen=True)
+class ModelStats:
+    """The last forward pass of a model that was not decoding. `print` shows it as a table."""
+
+    mode: str
+    budget: int | None
+    previous: str
+    """The attention implementation that serves decoding and fallbacks."""
+    layers: tuple[LayerStats, ...] = ()
+    fallbacks: dict[str, int] = field(default_factory=dict)
+    """Calls that went to the previous attention since enable, by reason."""
+    decode_calls: int = 0
+    """Calls of fewer than 32 queries since enable; they run the previous attention."""
+
+    @property
+    def density(self) -> float:
+        """Kept over visible blocks of all layers that bsfa ran; NaN if there is none."""
+        visible = sum(sum(layer.visible_blocks) for layer in self.layers)
+        kept = sum(sum(layer.kept_blocks) for layer in self.layers)
+        return kept / visible if visible else math.nan
+
+    def __str__(self) -> str:
+        """A table of one row for each layer."""
+        budget = "" if self.budget is None else f", budget {self.budget}"
+        lines = [f"bsfa: mode {self.mode}{budget}; density {self.density:.3f}"]
+        if self.layers:
+            lines.append("layer  attention       density  lowest..highest head")
+        for layer in self.layers:
+            if layer.visible_blocks:
+                spread = f"{min(layer.densities):.3f}..{max(layer.densities):.3f}"
+                row = f"{layer.layer:5d}  {layer.attention:14s}  {layer.density:7.3f}  {spread}"
+            else:
+                row = f"{layer.layer:5d}  {layer.attention}"
+            lines.append(row + (f"  ({layer.reason})" if layer.reason else ""))
+        lines += [
+            f"{count} calls went to {self.previous}: {why}" for why, count in self.fallbacks.items()
+        ]
+        if self.decode_calls:
+            lines.append(f"{self.decode_calls} decoding calls ran {self.previous}")
+        return "\n".join(lines)

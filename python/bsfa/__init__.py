@@ -2,7 +2,7 @@
 
 Importing the package needs neither torch nor transformers: `flash_attn_func` and
 `flash_attn_varlen_func` import torch when they are first used, `enable`, `set_budget`, `set_mode`,
-`disable` and `stats` also transformers.
+`disable`, `stats` and `calibrate` also transformers.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from bsfa._core import (
     BackendInfo,
     Calibration,
     ThresholdTable,
-    __version__,
     attention_forward,
     backends,
     plan_attention,
     predicted_density,
     select_thresholds,
+    version,
 )
 from bsfa.errors import (
     DeviceError,
@@ -32,7 +32,10 @@ from bsfa.errors import (
     UnsupportedError,
 )
 
+__version__ = version()
+
 if TYPE_CHECKING:
+    from bsfa.calibration import calibrate
     from bsfa.hf import LayerStats, ModelStats, disable, enable, set_budget, set_mode, stats
     from bsfa.ops import BlockStats, flash_attn_func, flash_attn_varlen_func
 
@@ -40,6 +43,7 @@ _LAZY = {
     "BlockStats": "bsfa.ops",
     "LayerStats": "bsfa.hf",
     "ModelStats": "bsfa.hf",
+    "calibrate": "bsfa.calibration",
     "disable": "bsfa.hf",
     "enable": "bsfa.hf",
     "flash_attn_func": "bsfa.ops",
@@ -67,6 +71,7 @@ __all__ = [
     "__version__",
     "attention_forward",
     "backends",
+    "calibrate",
     "disable",
     "enable",
     "flash_attn_func",
@@ -77,6 +82,7 @@ __all__ = [
     "set_budget",
     "set_mode",
     "stats",
+    "version",
 ]
 
 

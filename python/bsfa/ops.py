@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
-from bsfa import _core
+from bsfa._core import attention_forward, plan_attention
 from bsfa.errors import InvalidArgumentError, UnsupportedError
 
 __all__ = ["BlockStats", "flash_attn_func", "flash_attn_varlen_func"]
@@ -61,17 +61,17 @@ def run_attention(
             name: _capsule(value) if isinstance(value, Tensor) else value
             for name, value in arguments.items()
         }
-        plan = _core.plan_attention(*[_capsule(t) for t in (q, k, v, out)], **again)
+        plan = plan_attention(*[_capsule(t) for t in (q, k, v, out)], **again)
         if not plan.ok:
             raise UnsupportedError(plan.error)
         workspace = torch.empty(
             plan.workspace_bytes + _WORKSPACE_SLACK, dtype=torch.uint8, device=q.device
         )
         with torch.cuda.device(q.device):
-            _core.attention_forward(*operands, **call, workspace=_capsule(workspace))
+            attention_forward(*operands, **call, workspace=_capsule(workspace))
         return
     call["num_threads"] = torch.get_num_threads()
-    _core.attention_forward(*operands, **call)
+    attention_forward(*operands, **call)
 
 
 def _outputs(

@@ -45,7 +45,7 @@ NB_MODULE(_core, module) {
                                .c_str());
   }
   nb::register_exception_translator(translate);
-  module.attr("__version__") = bsfa::version();
+  module.def("version", &bsfa::version, "Of the library, such as 0.1.0.");
 
   nb::class_<bsfa::BackendInfo>(module, "BackendInfo", "One backend of this build.")
       .def_ro("name", &bsfa::BackendInfo::name, "Accepted by `backend`.")

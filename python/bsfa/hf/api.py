@@ -95,11 +95,10 @@ def enable(
     the model had before, reported by a `FallbackWarning` and in `stats`. Raises bsfa.Error before
     anything is changed. Calling it again replaces the settings.
     """
-    given = (mode, thresholds, budget)
-    mode, thresholds, budget = (
-        own if own is not None else default
-        for own, default in zip(given, environment(), strict=True)
-    )
+    default_mode, default_thresholds, default_budget = environment()
+    mode = default_mode if mode is None else mode
+    thresholds = default_thresholds if thresholds is None else thresholds
+    budget = default_budget if budget is None else budget
     if compute_type not in _COMPUTE_TYPES:
         raise InvalidArgumentError(
             f"compute_type is {compute_type!r}; accepted: {', '.join(_COMPUTE_TYPES)}"

@@ -129,7 +129,7 @@ class State:
         """The attention function that the module would have called."""
         function = self._functions.get(type(module))
         if function is None:
-            eager = None
+            eager: Any = None
             for base in type(module).__mro__:  # each model defines its own beside its layers
                 home = sys.modules.get(base.__module__)
                 eager = eager or getattr(home, "eager_attention_forward", None)

@@ -1,0 +1,258 @@
+"""Thresholds for a Transformers model: one pass over some texts for any number of budgets."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bsfa._core import Calibration, ThresholdTable, select_thresholds, version
+from bsfa.errors import FileError, FormatError, InvalidArgumentError
+from bsfa.hf import api
+from bsfa.hf.attention import MIN_QUERIES, NAME
+from bsfa.hf.masks import MaskPlan
+from bsfa.hf.state import Settings, State, drop_state, find_state, put_state
+
+__all__ = ["Sample", "calibrate", "read_samples"]
+
+DEFAULT_BUDGETS = (32, 64, 96, 128)
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A text, and what messages call it."""
+
+    name: str
+    text: str
+
+
+def read_samples(paths: Sequence[str | os.PathLike[str]]) -> list[Sample]:
+    """Texts from files: folders are read through, text files are one sample each.
+
+    A `.json` file is the published format, a list of objects with "input_text" and "task_name".
+    """
+    files: list[str] = []
+    for path in [os.fspath(path) for path in paths]:
+        if os.path.isdir(path):
+            inside = sorted(entry.path for entry in os.scandir(path) if entry.is_file())
+            files.extend(inside)
+        else:
+            files.append(path)
+    samples = []
+    for path in files:
+        try:
+            with open(path, encoding="utf-8") as file:
+                text = file.read()
+        except OSError as error:
+            raise FileError(f"{path}: cannot be read: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise FormatError(f"{path}: not UTF-8 text (byte {error.start})") from error
+        if not path.endswith(".json"):
+            samples.append(Sample(path, text))
+            continue
+        try:
+            listed = json.loads(text)
+        except ValueError as error:
+            raise FormatError(f"{path}: not JSON: {error}") from error
+        if not isinstance(listed, list):
+            raise FormatError(f"{path}: holds a {type(listed).__name__}; expected a list")
+        for index, item in enumerate(listed):
+            if not isinstance(item, dict) or not isinstance(item.get("input_text"), str):
+                raise FormatError(f'{path}[{index}]: has no string "input_text"')
+            samples.append(Sample(f"{path}[{index}]", item["input_text"]))
+    return samples
+
+
+def _token_ids(
+    data: Sequence[Sample | str | Tensor | Sequence[int]], tokenizer: Any, max_seqlen: int | None
+) -> list[tuple[str, Tensor]]:
+    """(name, int64 [tokens]) of every sample, cut to max_seqlen."""
+    tokens = []
+    for index, item in enumerate(data):
+        name = f"sample {index}"
+        if isinstance(item, Sample):
+            name, item = item.name, item.text
+        if isinstance(item, str):
+            if tokenizer is None:
+                raise InvalidArgumentError(
+                    f"{name} is text and tokenizer is missing; give the model's, or token ids"
+                )
+            item = tokenizer(item, return_tensors="pt", verbose=False)["input_ids"]
+        ids = torch.as_tensor(item).flatten().to(torch.int64)
+        ids = ids[:max_seqlen]
+        if len(ids) < MIN_QUERIES:
+            raise InvalidArgumentError(
+                f"{name} has {len(ids)} tokens; accepted: {MIN_QUERIES} or more"
+            )
+        tokens.append((name, ids))
+    if not tokens:
+        raise InvalidArgumentError("data has no samples; accepted: one or more")
+    return tokens
+
+
+def _digest(tokens: list[tuple[str, Tensor]], *settings: Any) -> str:
+    digest = hashlib.sha256(repr(settings).encode())
+    for _, ids in tokens:
+        digest.update(ids.numpy().tobytes())
+        digest.update(b"|")
+    return digest.hexdigest()[:12]
+
+
+class _Collector:
+    """Takes the block maxima of each layer out of the forward pass of a sample."""
+
+    def __init__(self, calibration: Calibration, budgets: list[int], heads: int) -> None:
+        self.calibration = calibration
+        self.budgets = budgets
+        self.heads = heads
+        self.ungated: set[int] = set()
+
+    def __call__(
+        self, layer: int, plan: MaskPlan | None, block_max: Tensor | None, rows: int
+    ) -> None:
+        """block_max: float32 [1, heads, q blocks, kv blocks]; None where the gate cannot be."""
+        if block_max is None:
+            # A windowed layer, or one that fell back: it stays as it is.
+            self.ungated.add(layer)
+            thresholds = torch.full((len(self.budgets), self.heads, -(-rows // 128)), -torch.inf)
+        else:
+            thresholds = block_max.new_empty((len(self.budgets), *block_max.shape[1:3]))
+            stream = 0
+            if block_max.is_cuda:
+                stream = torch.cuda.current_stream(block_max.device).cuda_stream
+            select_thresholds(
+                torch.utils.dlpack.to_dlpack(block_max[0]),
+                torch.utils.dlpack.to_dlpack(thresholds),
+                budgets=self.budgets,
+                stream=stream,
+            )
+        self.calibration.add(layer, 0, rows, thresholds.cpu())
+
+
+@contextlib.contextmanager
+def _observed(model: Any, observer: _Collector, compute_type: str, backend: str) -> Iterator[State]:
+    """The model in dense mode with an observer; afterwards as it was."""
+    config = api.text_config(model)
+    before, implementation = find_state(config), config._attn_implementation
+    shape = api.model_shape(model)
+    # Not `enable`: the environment and an earlier table have no say here.
+    previous = before.previous if before is not None else implementation or "eager"
+    if previous == NAME:
+        previous = "sdpa"
+    state = State(Settings(shape, "dense", None, None), previous, shape, compute_type, backend)
+    state.observer = observer
+    put_state(config, state)
+    training = model.training
+    try:
+        api._switch(model, config, NAME)
+        model.eval()
+        yield state
+    finally:
+        model.train(training)
+        if before is not None:
+            put_state(config, before)
+        else:
+            drop_state(config)
+        api._switch(model, config, implementation)
+
+
+def calibrate(
+    model: Any,
+    data: Sequence[Sample | str | Tensor | Sequence[int]],
+    *,
+    tokenizer: Any = None,
+    budgets: Sequence[int] = DEFAULT_BUDGETS,
+    max_seqlen: int | None = None,
+    recommend: int | None = None,
+    model_name: str | None = None,
+    out: str | os.PathLike[str] | None = None,
+    partial: str | os.PathLike[str] | None = None,
+    compute_type: str = "native",
+    backend: str = "",
+    progress: Progress | None = None,
+) -> ThresholdTable:
+    """Calibrates thresholds in one dense pass over the samples.
+
+    Args:
+        model: a causal language model of Transformers 5; its attention is as before afterwards.
+        data: texts (`read_samples` reads them from files), or token ids.
+        tokenizer: the model's; needed for texts.
+        budgets: key/value blocks kept beside the diagonal, any number of them.
+        max_seqlen: cut samples to so many tokens.
+        recommend: the budget that is used where none is named; one of budgets.
+        model_name: in the file; default the name or path that the model was loaded from.
+        out: threshold file to write. While the calibration runs, its sums are kept beside it, and
+            an interrupted calibration that is started again with the same arguments goes on there.
+        partial: also write the sums, for `thresholds merge`.
+        compute_type: native, float32 or bfloat16.
+        backend: a name from `bsfa.backends()`; empty: the best.
+        progress: called with (samples done, samples, name of the next).
+
+    Layers that the gate does not serve (the model's own window, a softcap) get -inf: dense.
+    """
+    shape = api.model_shape(model)
+    budgets = sorted(set(budgets))
+    if recommend is not None and recommend not in budgets:
+        raise InvalidArgumentError(f"recommend is {recommend}; accepted: one of budgets {budgets}")
+    if max_seqlen is not None and max_seqlen < MIN_QUERIES:
+        raise InvalidArgumentError(f"max_seqlen is {max_seqlen}; accepted: {MIN_QUERIES} or more")
+    for name, target in (("out", out), ("partial", partial)):
+        folder = os.path.dirname(os.path.abspath(target)) if target is not None else "."
+        if not os.path.isdir(folder):
+            raise FileError(f"{name}: there is no folder {folder}")
+    tokens = _token_ids(data, tokenizer, max_seqlen)
+    calibration = Calibration(
+        budgets=budgets,
+        softmax_scale=shape.softmax_scale,
+        model=model_name or shape.name,
+        num_layers=shape.num_layers,
+        num_heads_q=shape.num_heads_q,
+        producer=f"bsfa {version()} with transformers",
+        recommended_budget=recommend,
+    )
+    resume = None
+    if out is not None:
+        key = _digest(tokens, calibration.model, budgets, str(model.dtype), compute_type)
+        resume = f"{os.fspath(out)}.{key}.partial"
+        if os.path.exists(resume):
+            calibration.merge(Calibration.load(resume))
+
+    collector = _Collector(calibration, budgets, shape.num_heads_q)
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
+    device = model.get_input_embeddings().weight.device
+    with _observed(model, collector, compute_type, backend), torch.inference_mode():
+        for index in range(calibration.num_samples, len(tokens)):
+            name, ids = tokens[index]
+            if progress is not None:
+                progress(index, len(tokens), name)
+            calibration.begin_sample(name, len(ids))
+            try:
+                decoder(input_ids=ids[None].to(device), use_cache=False)
+                calibration.end_sample()
+            except BaseException:
+                calibration.drop_sample()
+                raise
+            if resume is not None:
+                calibration.save(resume)
+    if progress is not None:
+        progress(len(tokens), len(tokens), "")
+    if len(collector.ungated) == shape.num_layers:
+        raise InvalidArgumentError(
+            f"{shape.name} has no layer that the gate serves; nothing was calibrated"
+        )
+    table = calibration.finish()
+    if partial is not None:
+        calibration.save(os.fspath(partial))
+    if out is not None:
+        table.save(os.fspath(out))
+        if resume is not None and os.path.exists(resume):
+            os.unlink(resume)
+    return table

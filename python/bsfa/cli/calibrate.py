@@ -1,0 +1,103 @@
+"""bsfa calibrate: makes a model's threshold file from texts, in one pass for all budgets."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import Any
+
+from bsfa import report
+from bsfa.cli.common import (
+    Progress,
+    add_json,
+    add_model_options,
+    load_model,
+    need,
+    numbers,
+    positive,
+    print_json,
+)
+from bsfa.cli.thresholds import write_text
+
+DEFAULT_BUDGETS = [4, 8, 16, 32, 64, 96, 128]
+
+
+def add(verbs: Any) -> None:
+    """Adds the verb."""
+    parser = verbs.add_parser(
+        "calibrate",
+        help="make a model's threshold file from texts, in one pass for all budgets",
+        description="One dense prefill a text. An interrupted calibration that is started again "
+        "with the same arguments goes on where it was.",
+    )
+    add_model_options(parser)
+    parser.add_argument(
+        "--data",
+        required=True,
+        nargs="+",
+        metavar="PATH",
+        help='texts: files (one sample each), folders of them, or .json lists of {"input_text"}',
+    )
+    parser.add_argument("--out", required=True, metavar="FILE", help="the threshold file to write")
+    parser.add_argument(
+        "--budgets",
+        type=numbers,
+        default=DEFAULT_BUDGETS,
+        metavar="K,...",
+        help="blocks kept beside the diagonal; default: " + ",".join(map(str, DEFAULT_BUDGETS)),
+    )
+    parser.add_argument(
+        "--recommend", type=positive, metavar="K", help="the budget used where none is named"
+    )
+    parser.add_argument(
+        "--samples", type=positive, default=16, metavar="N", help="at most so many; default: 16"
+    )
+    parser.add_argument(
+        "--max-tokens",
+        "--max-seqlen",
+        type=positive,
+        metavar="N",
+        help="cut samples to so many tokens; default: the model's context",
+    )
+    parser.add_argument("--model-name", metavar="NAME", help="the model's name in the file")
+    parser.add_argument(
+        "--partial", metavar="FILE", help="also write the sums, for `thresholds merge`"
+    )
+    parser.add_argument(
+        "--plot", metavar="FILE.svg", help="default: the threshold file's name with .svg"
+    )
+    add_json(parser)
+    parser.set_defaults(function=calibrate)
+
+
+def calibrate(options: argparse.Namespace) -> None:
+    """Calibrates, writes, and shows the table."""
+    need("torch", "transformers")
+    from bsfa import calibration
+
+    samples = calibration.read_samples(options.data)[: options.samples]
+    model, tokenizer = load_model(options)
+    limit = options.max_tokens or getattr(
+        model.config.get_text_config(decoder=True), "max_position_embeddings", None
+    )
+    table = calibration.calibrate(
+        model,
+        samples,
+        tokenizer=tokenizer,
+        budgets=options.budgets,
+        max_seqlen=limit,
+        recommend=options.recommend,
+        model_name=options.model_name or os.path.basename(os.path.normpath(options.model)),
+        out=options.out,
+        partial=options.partial,
+        progress=Progress("calibrating"),
+    )
+    plot = options.plot or os.path.splitext(options.out)[0] + ".svg"
+    write_text(plot, report.as_svg(table))
+    summary = report.summarise(table, report.default_lengths(table.max_seqlen))
+    if options.json:
+        print_json({"file": options.out, "plot": plot, **summary})
+        return
+    print(f"{options.out}")
+    print(report.as_text(summary))
+    print(f"\nA picture of it by layer and head: {plot}")

@@ -1,0 +1,130 @@
+"""The threshold files of the published implementation: a `.pt` dictionary, in and out.
+
+Read with `weights_only=True` alone: no pickle is ever executed.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bsfa._core import ThresholdTable, version
+from bsfa.errors import FileError, FormatError, InvalidArgumentError
+
+__all__ = ["load_pt", "save_pt"]
+
+
+def _whole_number(path: str, field: str, value: Any) -> int:
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise FormatError(f"{path}: {field} is {value!r}; expected a whole number")
+    return value
+
+
+def _read(path: str) -> Mapping[str, Any]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # torch and zipfile raise whatever comes to their mind
+        first = str(error).split("\n", 1)[0]
+        raise FormatError(
+            f"{path}: not a torch file that loads without executing anything ({first})"
+        ) from error
+    if not isinstance(content, Mapping):
+        raise FormatError(f"{path}: holds a {type(content).__name__}; expected a dictionary")
+    return content
+
+
+def load_pt(
+    path: str | os.PathLike[str],
+    *,
+    softmax_scale: float,
+    model: str,
+    max_seqlen: int | None = None,
+) -> ThresholdTable:
+    """Imports a published `.pt` file.
+
+    It does not say which scores it was calibrated on, so softmax_scale (usually 1/sqrt(head_dim))
+    and the model's name come from the caller. max_seqlen is in tokens; default all query blocks.
+    """
+    path = os.fspath(path)
+    content = _read(path)
+    missing = [
+        field
+        for field in ("thresholds", "k_values", "q_block_size", "k_block_size")
+        if field not in content
+    ]
+    if missing:
+        raise FormatError(f"{path}: has no field {missing[0]!r}; found {sorted(map(str, content))}")
+    values = content["thresholds"]
+    if not isinstance(values, Tensor) or values.dim() != 4 or not values.is_floating_point():
+        raise FormatError(
+            f"{path}: thresholds is not a floating-point tensor of 4 axes "
+            "[num_budgets, num_layers, num_heads, num_q_blocks]"
+        )
+    listed = content["k_values"]
+    if isinstance(listed, Tensor):
+        listed = listed.tolist()
+    if not isinstance(listed, (list, tuple)) or len(listed) != values.shape[0]:
+        raise FormatError(
+            f"{path}: k_values is {listed!r}; expected a list of the {values.shape[0]} budgets on "
+            "the first axis of thresholds"
+        )
+    budgets = [_whole_number(path, "k_values", budget) for budget in listed]
+    for field, axis in (("num_layers", 1), ("num_heads", 2), ("max_num_blocks", 3)):
+        stated = content.get(field)
+        if stated is not None and _whole_number(path, field, stated) != values.shape[axis]:
+            raise FormatError(
+                f"{path}: {field} is {stated}; thresholds has {values.shape[axis]} on axis {axis}"
+            )
+    block = (
+        _whole_number(path, "q_block_size", content["q_block_size"]),
+        _whole_number(path, "k_block_size", content["k_block_size"]),
+    )
+    order = sorted(range(len(budgets)), key=budgets.__getitem__)
+    try:
+        return ThresholdTable(
+            values[order].to(torch.float32).contiguous(),
+            budgets=[budgets[i] for i in order],
+            softmax_scale=softmax_scale,
+            max_seqlen=values.shape[3] * block[0] if max_seqlen is None else max_seqlen,
+            model=model,
+            block=block,
+            num_samples=0,  # the file does not say
+            producer=f"bsfa {version()} from {os.path.basename(path)}",
+        )
+    except InvalidArgumentError as error:
+        raise FormatError(f"{path}: {error}") from error
+
+
+def save_pt(table: ThresholdTable, path: str | os.PathLike[str]) -> None:
+    """Exports a table as the published implementation reads it. Never leaves half a file."""
+    path = os.fspath(path)
+    content = {
+        "thresholds": torch.from_dlpack(table.values()).clone(),
+        "k_values": list(table.budgets),
+        "q_block_size": table.block[0],
+        "k_block_size": table.block[1],
+        "max_num_blocks": table.num_q_blocks,
+        "num_layers": table.num_layers,
+        "num_heads": table.num_heads_q,
+    }
+    folder = os.path.dirname(os.path.abspath(path))
+    try:
+        handle, temporary = tempfile.mkstemp(dir=folder, prefix=".bsfa-")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                torch.save(content, file)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError as error:
+        raise FileError(f"{path}: cannot be written: {error.strerror or error}") from error

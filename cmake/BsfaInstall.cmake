@@ -43,8 +43,20 @@ endif()
 configure_file(${PROJECT_SOURCE_DIR}/cmake/bsfa.pc.in ${PROJECT_BINARY_DIR}/bsfa.pc @ONLY)
 install(FILES ${PROJECT_BINARY_DIR}/bsfa.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
 
+# The command line, and the module through which it and other llama.cpp programs use the library.
+# llama.cpp itself is not installed: its libraries are found where they were linked.
+file(RELATIVE_PATH bsfa_bin_to_lib /${CMAKE_INSTALL_BINDIR} /${CMAKE_INSTALL_LIBDIR})
+set(bsfa_llama_rpath "")
+if(TARGET llama::llama)
+  get_target_property(bsfa_llama_library llama::llama IMPORTED_LOCATION)
+  cmake_path(GET bsfa_llama_library PARENT_PATH bsfa_llama_rpath)
+endif()
 if(TARGET bsfa_cli)
-  file(RELATIVE_PATH bsfa_bin_to_lib /${CMAKE_INSTALL_BINDIR} /${CMAKE_INSTALL_LIBDIR})
-  set_target_properties(bsfa_cli PROPERTIES INSTALL_RPATH "$ORIGIN/${bsfa_bin_to_lib}")
+  set_target_properties(bsfa_cli PROPERTIES
+    INSTALL_RPATH "$ORIGIN/${bsfa_bin_to_lib};${bsfa_llama_rpath}")
   install(TARGETS bsfa_cli)
+endif()
+if(TARGET ggml_bsfa)
+  set_target_properties(ggml_bsfa PROPERTIES INSTALL_RPATH "$ORIGIN;${bsfa_llama_rpath}")
+  install(TARGETS ggml_bsfa LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
 endif()

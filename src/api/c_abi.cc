@@ -137,7 +137,10 @@ const char* bsfa_last_error(void) { return last_error_text; }
 const char* bsfa_version(void) { return version(); }
 
 bsfa_status bsfa_thread_pool_create(int32_t num_threads, bsfa_thread_pool** pool) {
-  return guarded([&] { *required("pool", pool) = new bsfa_thread_pool(num_threads); });
+  return guarded([&] {
+    required("pool", pool);  // on its own: the right side of an assignment is evaluated first
+    *pool = new bsfa_thread_pool(num_threads);
+  });
 }
 
 void bsfa_thread_pool_free(bsfa_thread_pool* pool) { delete pool; }

@@ -36,6 +36,10 @@ if(STEP STREQUAL "layout")
         "and ${VERSION}")
     endif()
   endif()
+  # The installed program finds its libraries by itself.
+  if(CLI)
+    run(${CMAKE_COMMAND} -E env --unset=LD_LIBRARY_PATH ${PREFIX}/${BINDIR}/bsfa info)
+  endif()
   # No header may name a private dependency.
   file(GLOB headers ${PREFIX}/include/bsfa/*)
   foreach(header IN LISTS headers)

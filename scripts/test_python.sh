@@ -27,4 +27,5 @@ step "Python tests" 5
 "$BSFA_VENV/bin/ruff" format --check python tests/python examples
 # Outside the source folder, so that the installed package is what is checked and tested.
 (cd tests/python && MYPYPATH= "$BSFA_VENV/bin/mypy" --config-file "$BSFA_ROOT/pyproject.toml" -p bsfa)
-"$BSFA_VENV/bin/pytest" tests/python "$@"
+# One thread for torch: its threads cost the tiny models of the tests more than they bring.
+OMP_NUM_THREADS=1 "$BSFA_VENV/bin/pytest" tests/python "$@"

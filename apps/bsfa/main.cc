@@ -2,6 +2,7 @@
 #include <bsfa/error.hpp>
 #include <exception>
 #include <iostream>
+#include <string>
 
 #include "command.hpp"
 #include "verbs.hpp"
@@ -26,6 +27,18 @@ int main(int argc, char** argv) {
   app.require_subcommand(1);
   app.get_formatter()->column_width(34);
   add_verbs(app);
+  if (argc > 1 && argv[1][0] != '-') {  // CLI11 would only say that a verb is missing
+    std::string verbs;
+    bool known = false;
+    for (const CLI::App* verb : app.get_subcommands({})) {
+      known = known || verb->get_name() == argv[1];
+      verbs += (verbs.empty() ? "" : ", ") + verb->get_name();
+    }
+    if (!known) {
+      std::cerr << "bsfa: error: no verb '" << argv[1] << "'; accepted: " << verbs << "\n";
+      return kExitBadInput;
+    }
+  }
   try {
     app.parse(argc, argv);                 // runs the callback of the verb
   } catch (const CLI::Success& request) {  // --help, --version

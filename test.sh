@@ -36,6 +36,10 @@ command -v nvcc >/dev/null || { [ -x /usr/local/cuda/bin/nvcc ] && PATH="$PATH:/
 need_debian build-essential cmake ninja-build pkg-config python3 python3-dev python3-venv \
   libgtest-dev nlohmann-json3-dev libcli11-dev
 need_venv
+# The threshold files are also read and written by their format's own package.
+export VIRTUAL_ENV="$BSFA_VENV"  # CMake's Python is this one
+"$BSFA_VENV/bin/python" -c 'import safetensors' 2>/dev/null ||
+  "$BSFA_VENV/bin/pip" install --quiet --disable-pip-version-check 'safetensors>=0.8'
 [ "$llama" -eq 0 ] || scripts/setup_llama.sh
 
 failed=()

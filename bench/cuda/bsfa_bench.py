@@ -1,0 +1,154 @@
+"""The library through bench/cuda/entry.cc on torch tensors, the data, and the way to time."""
+
+import ctypes
+import os
+import statistics
+
+import torch
+
+_POINTERS = ["q", "k", "v", "out", "lse", "thresholds", "kept_blocks", "visible_blocks",
+             "block_max", "stream", "workspace"]
+_SIZES = ["seqlen", "heads_q", "heads_kv", "head_dim", "causal", "bf16"]
+
+
+class BenchCall(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_void_p) for name in _POINTERS] + [
+        (name, ctypes.c_int64) for name in _SIZES
+    ]
+
+
+_library = ctypes.CDLL(os.environ["BSFA_BENCH_LIBRARY"])
+_message = ctypes.create_string_buffer(1024)
+_workspace = None
+
+
+def _check(code):
+    if code != 0:
+        raise RuntimeError(_message.value.decode())
+
+
+def make_call(q, k, v, out, causal=True, **optional):
+    """A call that can be repeated: [1, seqlen, heads, head_dim] contiguous tensors."""
+    global _workspace
+    if _workspace is None:
+        _workspace = torch.empty(65536, dtype=torch.uint8, device="cuda")
+    call = BenchCall(
+        q=q.data_ptr(), k=k.data_ptr(), v=v.data_ptr(), out=out.data_ptr(),
+        workspace=_workspace.data_ptr(), stream=torch.cuda.current_stream().cuda_stream,
+        seqlen=q.shape[1], heads_q=q.shape[2], heads_kv=k.shape[2], head_dim=q.shape[3],
+        causal=int(causal), bf16=int(q.dtype == torch.bfloat16))
+    keep = [q, k, v, out]
+    for name, tensor in optional.items():
+        setattr(call, name, tensor.data_ptr())
+        keep.append(tensor)
+
+    def run():
+        _check(_library.bench_attention(ctypes.byref(call), _message, 1024))
+
+    run.keep = keep
+    return run
+
+
+def make_select(block_max, thresholds, budgets):
+    count = len(budgets)
+    array = (ctypes.c_int64 * count)(*budgets)
+    heads, q_blocks, kv_blocks = block_max.shape
+
+    def run():
+        _check(_library.bench_select(
+            ctypes.c_void_p(block_max.data_ptr()), ctypes.c_void_p(thresholds.data_ptr()),
+            ctypes.c_int64(heads), ctypes.c_int64(q_blocks), ctypes.c_int64(kv_blocks), array,
+            ctypes.c_int64(count), ctypes.c_void_p(torch.cuda.current_stream().cuda_stream),
+            _message, ctypes.c_int64(1024)))
+
+    return run
+
+
+def random_data(n, heads_q, heads_kv, dim, dtype, seed=0):
+    generator = torch.Generator("cuda").manual_seed(seed)
+    shape = lambda heads: torch.randn(  # noqa: E731
+        1, n, heads, dim, device="cuda", generator=generator).to(dtype)
+    return shape(heads_q), shape(heads_kv), shape(heads_kv)
+
+
+def structured_data(n, heads_q, heads_kv, dim, dtype, seed=0):
+    """Sinks at the start, locality, and a few heavy stretches, of strengths that differ by head."""
+    generator = torch.Generator("cuda").manual_seed(seed)
+    randn = lambda *s: torch.randn(*s, device="cuda", generator=generator)  # noqa: E731
+    q, k, v = randn(1, n, heads_q, dim), randn(1, n, heads_kv, dim), randn(1, n, heads_kv, dim)
+    sink = randn(heads_kv, dim)
+    sink = sink / sink.norm(dim=-1, keepdim=True)
+    # Keys of one stretch of 128 tokens share a direction, and later queries take one up at times.
+    topics = randn(n // 128, heads_kv, dim)
+    topics = topics / topics.norm(dim=-1, keepdim=True)
+    k += 3 * topics.repeat_interleave(128, 0)[None, :n]
+    k[:, :64] += 6 * sink
+    group = heads_q // heads_kv
+    strength = torch.linspace(1, 6, heads_q, device="cuda")[None, None, :, None]
+    stretch = torch.arange(n // 128, device="cuda")
+    back = (torch.rand(n // 128, device="cuda", generator=generator) ** 4 * stretch).long()
+    taken = topics[stretch - back].repeat_interleave(128, 0).repeat_interleave(group, 1)
+    q += strength * taken[None] + 2 * sink.repeat_interleave(group, 0)
+    return q.to(dtype), k.to(dtype), v.to(dtype)
+
+
+def interleaved(contenders, samples=7, burst_ms=12.0, warm=2):
+    """{name: milliseconds a call, one for each sample}, contenders in rotating order."""
+    names = list(contenders)
+    calls = {}
+    for name in names:  # how many calls fill a burst
+        for _ in range(warm):
+            contenders[name]()
+        start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        contenders[name]()
+        stop.record()
+        stop.synchronize()
+        calls[name] = max(1, round(burst_ms / start.elapsed_time(stop)))
+    times = {name: [] for name in names}
+    for sample in range(samples):
+        shift = sample % len(names)
+        for name in names[shift:] + names[:shift]:
+            start = torch.cuda.Event(enable_timing=True)
+            stop = torch.cuda.Event(enable_timing=True)
+            start.record()
+            for _ in range(calls[name]):
+                contenders[name]()
+            stop.record()
+            stop.synchronize()
+            times[name].append(start.elapsed_time(stop) / calls[name])
+    return times
+
+
+def median(values):
+    return statistics.median(values)
+
+
+def tflops(n, heads, dim, ms, causal=True):
+    return 4 * n * n * dim * heads / (2 if causal else 1) / ms / 1e9
+
+
+def cudnn(q, k, v, causal=True):
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    a, b, c = (t.transpose(1, 2) for t in (q, k, v))
+
+    def run():
+        with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+            return torch.nn.functional.scaled_dot_product_attention(
+                a, b, c, is_causal=causal, enable_gqa=a.shape[1] != b.shape[1])
+
+    return run
+
+
+def flash2(q, k, v, causal=True):
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    a, b, c = (t.transpose(1, 2) for t in (q, k, v))
+
+    def run():
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            return torch.nn.functional.scaled_dot_product_attention(
+                a, b, c, is_causal=causal, enable_gqa=a.shape[1] != b.shape[1])
+
+    return run

@@ -1,0 +1,49 @@
+#pragma once
+
+#include <cstdint>
+
+#include "core/geometry.hpp"
+
+// What every kernel family of the CUDA backend is launched with, besides its operands.
+
+namespace bsfa::cuda {
+
+// What a kernel does about the gate, chosen at compile time.
+enum class Form : int {
+  kDense = 0,       // every block of the range is computed; no trace of a gate
+  kGated = 1,       // blocks below their threshold are dropped after their scores
+  kCalibrating = 2  // dense, and the maximum of every block is written
+};
+
+struct KernelParams {
+  SequenceLayout sequences;    // per-sequence arrays live on the device
+  std::int64_t window_blocks;  // sliding_window policy: blocks before the always-kept; < 0: none
+  int num_heads_q;             //
+  int group;                   // query heads of one key/value head
+  int q_blocks;                // most query blocks that a sequence touches
+  int section_kv_heads;        // key/value heads worked on at a time, so that they stay in L2
+  float softmax_scale;         //
+  float scale_log2;            // softmax_scale * log2(e)
+  bool zero_value_tail;        // rows of V past a sequence's end may hold anything
+  const float* sinks;          // [num_heads_q] or null
+
+  void* out;                   // [batch, row, head, head_dim]
+  std::int64_t out_stride[3];  // elements: batch, row, head
+  float* lse;                  // [batch, head, row] or null
+  std::int64_t lse_stride[3];  // elements: batch, head, row
+
+  const float* thresholds;           // [sequence, head, query block], scaled scores; kGated
+  std::int64_t threshold_stride[2];  // elements: sequence, head
+  int threshold_blocks;              // query blocks in the table
+
+  std::int64_t* kept_blocks;    // [sequence, head] or null
+  std::int64_t kept_stride[2];  // elements
+  std::uint8_t* kept_mask;      // [sequence, head, query block, kv block] or null
+  std::int64_t mask_stride[4];  // elements
+  float* block_max;             // like kept_mask; kCalibrating
+  std::int64_t max_stride[4];   // elements
+
+  int* tile_counter;  // workspace; tiles handed out past the first of each CTA
+};
+
+}  // namespace bsfa::cuda

@@ -1,0 +1,91 @@
+#include "core/status.hpp"
+#include "cuda/common/device.hpp"
+#include "cuda/common/prepare.hpp"
+
+namespace bsfa::cuda {
+namespace {
+
+constexpr int kThreads = 128;
+
+// The blocks of query block `row` that are computed if nothing is gated, and all that are visible;
+// columns of the statistics.
+__device__ void ranges(const KernelParams& p, int sequence, int row, BlockRange* computed,
+                       BlockRange* visible) {
+  const BlockShape block = p.sequences.block;
+  const Sequence s = sequence_at(p.sequences, sequence);
+  const std::int64_t i = floor_div(s.q_offset, block.q) + row;
+  const std::int64_t base = p.sequences.kv_offset / block.kv;
+  BlockRange blocks = visible_blocks(p.sequences, s, i);
+  *visible = {blocks.begin - base, blocks.end - base};
+  if (p.window_blocks >= 0) {
+    blocks = intersect(blocks, sliding_window_range(i, p.window_blocks, block));
+  }
+  *computed = {blocks.begin - base, blocks.end - base};
+}
+
+// One warp for each (sequence, head).
+__global__ void count_kernel(const __grid_constant__ PrepareParams params) {
+  const KernelParams& p = params.kernel;
+  if (blockIdx.x == 0 && threadIdx.x == 0) *p.tile_counter = 0;
+  const int index = blockIdx.x * (kThreads / 32) + threadIdx.x / 32;
+  if (index >= p.sequences.num_sequences * p.num_heads_q) return;
+  if (p.kept_blocks == nullptr && params.visible_blocks == nullptr) return;
+  const int sequence = index / p.num_heads_q;
+  const int head = index % p.num_heads_q;
+  int kept = 0;
+  int seen = 0;
+  for (int row = threadIdx.x % 32; row < p.q_blocks; row += 32) {
+    BlockRange computed, visible;
+    ranges(p, sequence, row, &computed, &visible);
+    kept += static_cast<int>(computed.size());
+    seen += static_cast<int>(visible.size());
+  }
+  kept = __reduce_add_sync(0xffffffffu, kept);
+  seen = __reduce_add_sync(0xffffffffu, seen);
+  if (threadIdx.x % 32 != 0) return;
+  if (p.kept_blocks != nullptr) {
+    p.kept_blocks[sequence * p.kept_stride[0] + head * p.kept_stride[1]] =
+        params.form == Form::kGated ? 0 : kept;
+  }
+  if (params.visible_blocks != nullptr) {
+    params.visible_blocks[sequence * params.visible_stride[0] + head * params.visible_stride[1]] =
+        seen;
+  }
+}
+
+// One CUDA block for each (query block, sequence and head).
+__global__ void fill_kernel(const __grid_constant__ PrepareParams params) {
+  const KernelParams& p = params.kernel;
+  const int row = blockIdx.x;
+  const int sequence = blockIdx.y / p.num_heads_q;
+  const int head = blockIdx.y % p.num_heads_q;
+  BlockRange computed, visible;
+  ranges(p, sequence, row, &computed, &visible);
+  for (int n = threadIdx.x; n < params.kv_blocks; n += kThreads) {
+    if (p.kept_mask != nullptr) {
+      p.kept_mask[sequence * p.mask_stride[0] + head * p.mask_stride[1] + row * p.mask_stride[2] +
+                  n * p.mask_stride[3]] = params.form != Form::kGated && computed.contains(n);
+    }
+    if (p.block_max != nullptr) {
+      p.block_max[sequence * p.max_stride[0] + head * p.max_stride[1] + row * p.max_stride[2] +
+                  n * p.max_stride[3]] = -INFINITY;
+    }
+  }
+}
+
+}  // namespace
+
+Status prepare(const PrepareParams& params, cudaStream_t stream) {
+  const KernelParams& p = params.kernel;
+  const int heads = static_cast<int>(p.sequences.num_sequences) * p.num_heads_q;
+  const int warps = kThreads / 32;
+  count_kernel<<<(heads + warps - 1) / warps, kThreads, 0, stream>>>(params);
+  BSFA_RETURN_IF_ERROR(check(cudaGetLastError(), "launch of the counting kernel"));
+  if ((p.kept_mask != nullptr || p.block_max != nullptr) && params.kv_blocks > 0) {
+    fill_kernel<<<dim3(p.q_blocks, heads), kThreads, 0, stream>>>(params);
+    BSFA_RETURN_IF_ERROR(check(cudaGetLastError(), "launch of the filling kernel"));
+  }
+  return {};
+}
+
+}  // namespace bsfa::cuda

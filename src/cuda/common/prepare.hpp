@@ -1,0 +1,23 @@
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "bsfa/error.hpp"
+#include "cuda/common/params.hpp"
+
+namespace bsfa::cuda {
+
+// What has to stand in memory before an attention kernel runs, on device memory like it.
+struct PrepareParams {
+  KernelParams kernel;
+  Form form;
+  int kv_blocks;                 // columns of kept_mask and block_max
+  std::int64_t* visible_blocks;  // [sequence, head] or null
+  std::int64_t visible_stride[2];
+};
+
+// Resets the tile counter; sets kept_blocks, visible_blocks and kept_mask to what they are where
+// there is no gate (a gated kernel starts from 0), block_max to -inf.
+Status prepare(const PrepareParams& params, cudaStream_t stream);
+
+}  // namespace bsfa::cuda

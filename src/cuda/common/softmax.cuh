@@ -1,0 +1,130 @@
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+#include "core/geometry.hpp"
+#include "cuda/common/ptx.cuh"
+
+// Softmax and mask of one thread's share of a 64x64 score tile in the layout that wgmma and
+// mma.sync have in common: s[4c .. 4c+1] are columns 8c + 2t .. + 1 of the first of two rows,
+// s[4c+2 .. 4c+3] of the row 8 below; t = thread % 4. Scores are those before softmax_scale.
+
+namespace bsfa::cuda {
+
+inline constexpr float kLog2e = 1.44269504088896340736f;
+inline constexpr float kLn2 = 0.69314718055994530942f;
+
+// The columns [low, high) that a thread's two rows see, relative to its own first column.
+struct VisibleColumns {
+  int low[2];
+  int high[2];
+};
+
+__device__ __forceinline__ void mask_scores(float (&s)[32], const VisibleColumns& seen) {
+#pragma unroll
+  for (int i = 0; i < 32; ++i) {
+    const int column = i / 4 * 8 + i % 2;
+    const int row = i / 2 % 2;
+    if (column < seen.low[row] || column >= seen.high[row]) s[i] = -INFINITY;
+  }
+}
+
+// The largest score of each of the two rows; NaN if any is NaN.
+__device__ __forceinline__ void row_maxima(const float (&s)[32], float (&maximum)[2]) {
+#pragma unroll
+  for (int row = 0; row < 2; ++row) {
+    float m[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) m[i] = max_nan(s[4 * i + 2 * row], s[4 * i + 2 * row + 1]);
+#pragma unroll
+    for (int i = 4; i < 8; ++i) {
+      m[i - 4] = max_nan(m[i - 4], max_nan(s[4 * i + 2 * row], s[4 * i + 2 * row + 1]));
+    }
+    maximum[row] = max_nan(max_nan(m[0], m[1]), max_nan(m[2], m[3]));
+  }
+}
+
+__device__ __forceinline__ float quad_max(float x) {
+  x = max_nan(x, __shfl_xor_sync(0xffffffffu, x, 1));
+  return max_nan(x, __shfl_xor_sync(0xffffffffu, x, 2));
+}
+
+__device__ __forceinline__ float quad_sum(float x) {
+  x += __shfl_xor_sync(0xffffffffu, x, 1);
+  return x + __shfl_xor_sync(0xffffffffu, x, 2);
+}
+
+__device__ __forceinline__ float warp_max(float x) {
+#pragma unroll
+  for (int mask = 16; mask > 0; mask /= 2) {
+    x = max_nan(x, __shfl_xor_sync(0xffffffffu, x, mask));
+  }
+  return x;
+}
+
+// The running softmax of a thread's two rows.
+//
+// Probabilities are exp2(score * scale_log2 - reference * scale_log2); the reference follows the
+// running maximum only when that has grown by more than kSlack powers of two, so that rescaling is
+// rare. Any reference gives the same result as long as nothing overflows: 2^8 is far from the
+// largest fp16.
+struct RunningSoftmax {
+  static constexpr float kSlack = 8;
+
+  float reference[2] = {-INFINITY, -INFINITY};
+  float sum[2] = {0, 0};  // of this thread's columns
+
+  __device__ __forceinline__ bool must_follow(const float (&maximum)[2], float slack) const {
+    const bool grown = maximum[0] > reference[0] + slack || maximum[1] > reference[1] + slack;
+    return __any_sync(0xffffffffu, grown);
+  }
+
+  // Moves the references to the maxima; `factor` is what earlier sums and outputs are worth now.
+  __device__ __forceinline__ void follow(const float (&maximum)[2], float scale_log2,
+                                         float (&factor)[2]) {
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+      const float next = max_nan(reference[row], quad_max(maximum[row]));
+      // Both may be -inf (nothing seen so far): then nothing changes.
+      factor[row] =
+          next == reference[row] ? 1.0f : exp2_approx((reference[row] - next) * scale_log2);
+      reference[row] = next;
+      sum[row] *= factor[row];
+    }
+  }
+
+  __device__ __forceinline__ void exponentiate(float (&s)[32], float scale_log2) {
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+      // A row that has seen nothing has only scores of -inf.
+      const float shift = reference[row] == -INFINITY ? 0.0f : reference[row] * scale_log2;
+      float partial[2] = {0, 0};
+#pragma unroll
+      for (int c = 0; c < 8; ++c) {
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          float& x = s[4 * c + 2 * row + e];
+          x = exp2_approx(fmaf(x, scale_log2, -shift));
+          partial[e] += x;
+        }
+      }
+      sum[row] += partial[0] + partial[1];
+    }
+  }
+};
+
+template <typename T>
+__device__ __forceinline__ std::uint32_t pack(float low, float high) {
+  std::uint32_t result;
+  if constexpr (std::is_same_v<T, __half>) {
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
+  } else {
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
+  }
+  return result;
+}
+
+}  // namespace bsfa::cuda

@@ -1,0 +1,24 @@
+#pragma once
+
+#include <algorithm>
+
+#include "core/status.hpp"
+#include "cuda/common/device.hpp"
+#include "cuda/sm90/kernel.cuh"
+#include "cuda/sm90/launch.hpp"
+
+namespace bsfa::cuda::sm90 {
+
+template <typename T, Form kForm, int kHeadDim>
+Status launch_attention(const Arguments& arguments, int multiprocessors, cudaStream_t stream) {
+  constexpr int kBytes = sizeof(SharedStorage<kHeadDim>) + 1024;  // to align the start
+  const auto kernel = attention_kernel<T, kForm, kHeadDim>;
+  BSFA_RETURN_IF_ERROR(
+      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
+            "shared memory of the sm90 kernel"));
+  const int tiles = total_tiles(arguments.params);
+  kernel<<<std::min(tiles, multiprocessors), kThreads, kBytes, stream>>>(arguments);
+  return check(cudaGetLastError(), "launch of the sm90 kernel");
+}
+
+}  // namespace bsfa::cuda::sm90

@@ -1,0 +1,14 @@
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "bsfa/error.hpp"
+#include "cuda/sm90/arguments.hpp"
+
+namespace bsfa::cuda::sm90 {
+
+// Enqueues one attention kernel; defined for each type, form and head_dim in instantiations/.
+template <typename T, Form kForm, int kHeadDim>
+Status launch_attention(const Arguments& arguments, int multiprocessors, cudaStream_t stream);
+
+}  // namespace bsfa::cuda::sm90

@@ -15,13 +15,13 @@ struct BenchCall {
   const void* k;
   const void* v;
   void* out;
-  float* lse;                     // [heads_q, seqlen] or null
-  const float* thresholds;        // [heads_q, q blocks] or null: dense
-  std::int64_t* kept_blocks;      // [heads_q] or null
-  std::int64_t* visible_blocks;   // likewise
-  float* block_max;               // [heads_q, q blocks, kv blocks] or null
+  float* lse;                    // [heads_q, seqlen] or null
+  const float* thresholds;       // [heads_q, q blocks] or null: dense
+  std::int64_t* kept_blocks;     // [heads_q] or null
+  std::int64_t* visible_blocks;  // likewise
+  float* block_max;              // [heads_q, q blocks, kv blocks] or null
   void* stream;
-  void* workspace;                // 64 KB
+  void* workspace;  // 64 KB
   std::int64_t seqlen;
   std::int64_t heads_q;
   std::int64_t heads_kv;

@@ -8,7 +8,7 @@
 #include "core/geometry.hpp"
 #include "cuda/common/ptx.cuh"
 
-// Softmax and mask of one thread's share of a 64x64 score tile in the layout that wgmma and
+// Softmax and mask of one thread's share of 64 keys of a score tile in the layout that wgmma and
 // mma.sync have in common: s[4c .. 4c+1] are columns 8c + 2t .. + 1 of the first of two rows,
 // s[4c+2 .. 4c+3] of the row 8 below; t = thread % 4. Scores are those before softmax_scale.
 
@@ -23,7 +23,7 @@ struct VisibleColumns {
   int high[2];
 };
 
-__device__ __forceinline__ void mask_scores(float (&s)[32], const VisibleColumns& seen) {
+__device__ __forceinline__ void mask_scores(float* s, const VisibleColumns& seen) {
 #pragma unroll
   for (int i = 0; i < 32; ++i) {
     const int column = i / 4 * 8 + i % 2;
@@ -33,7 +33,7 @@ __device__ __forceinline__ void mask_scores(float (&s)[32], const VisibleColumns
 }
 
 // The largest score of each of the two rows; NaN if any is NaN.
-__device__ __forceinline__ void row_maxima(const float (&s)[32], float (&maximum)[2]) {
+__device__ __forceinline__ void row_maxima(const float* s, float (&maximum)[2]) {
 #pragma unroll
   for (int row = 0; row < 2; ++row) {
     float m[4];
@@ -96,7 +96,7 @@ struct RunningSoftmax {
     }
   }
 
-  __device__ __forceinline__ void exponentiate(float (&s)[32], float scale_log2) {
+  __device__ __forceinline__ void exponentiate(float* s, float scale_log2) {
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
       // A row that has seen nothing has only scores of -inf.

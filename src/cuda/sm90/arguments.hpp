@@ -6,12 +6,13 @@
 
 namespace bsfa::cuda::sm90 {
 
-// 128 query rows (one gate block) by 64 keys (one gate block), so that a decision is about exactly
-// what one step computes. Two consumer warpgroups of 64 rows hold Q, two score tiles and the output
-// in registers. Rejected: steps of 128 keys (two decisions a step; no registers left to score ahead
-// while a vote is out), 256 rows (the output alone takes 128 registers a thread).
+// A tile is one gate query block; a step computes two neighbouring gate key/value blocks, each with
+// a decision of its own. Rejected, by measurement (docs/kernels.md): steps of 64 keys, whose fixed
+// costs the tensor cores' short queue does not hide; 256 rows, whose output alone takes 128
+// registers a thread.
 inline constexpr int kBlockM = 128;
-inline constexpr int kBlockN = 64;
+inline constexpr int kBlockN = 64;  // of the gate
+inline constexpr int kPairN = 2 * kBlockN;
 
 // Kernel argument.
 struct Arguments {

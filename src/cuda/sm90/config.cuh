@@ -20,18 +20,20 @@ inline constexpr int kProducerRegisters = 40;
 template <int kHeadDim>
 struct Config {
   static_assert(kHeadDim == 64 || kHeadDim == 128);
-  static constexpr int kChunks = kHeadDim / 64;  // 128-byte columns of a row
-  static constexpr int kStagesK = kHeadDim == 128 ? 4 : 6;
-  // At least 3 where gated: one block in the product, one waiting, one on its way.
+  static constexpr int kChunks = kHeadDim / 64;             // 128-byte columns of a row
+  static constexpr int kStagesK = kHeadDim == 128 ? 2 : 4;  // of pairs
+  // Of blocks. At least 4 where gated: a pair in the product and a pair on its way.
   static constexpr int kStagesV = kHeadDim == 128 ? 4 : 6;
   static constexpr int kBlockBytes = kBlockN * kHeadDim * 2;
+  static constexpr int kPairBytes = kPairN * kHeadDim * 2;
   static constexpr int kQBytes = kBlockM * kHeadDim * 2;
 };
 
 // Named barriers; 0 is __syncthreads. One for each warpgroup from these on.
 enum Barrier : int { kBarrierTurn = 1, kBarrierStore = 3 };
 
-// Ballots under way: what each consumer warp has to say about a block, read by all who act on it.
+// Ballots under way: what each consumer warp has to say about the blocks of a pair, the upper one
+// first, read by all who act on it.
 inline constexpr int kBallotSlots = 4;
 
 // Operand tiles are [64-column chunk][row][128 bytes], swizzled, as the copy engine writes them.
@@ -39,11 +41,11 @@ template <int kHeadDim>
 struct SharedStorage {
   using C = Config<kHeadDim>;
   alignas(1024) std::uint8_t q[2][C::kQBytes];
-  alignas(1024) std::uint8_t k[C::kStagesK][C::kBlockBytes];
+  alignas(1024) std::uint8_t k[C::kStagesK][C::kPairBytes];
   alignas(1024) std::uint8_t v[C::kStagesV][C::kBlockBytes];
   alignas(1024) std::uint8_t out[C::kQBytes];
   Tile tile[2];
-  alignas(16) int ballot[kBallotSlots][kConsumerWarps];
+  int2 ballot[kBallotSlots][kConsumerWarps];
   std::uint64_t q_full[2], q_empty[2];
   std::uint64_t k_full[C::kStagesK], k_empty[C::kStagesK];
   std::uint64_t v_full[C::kStagesV], v_empty[C::kStagesV];

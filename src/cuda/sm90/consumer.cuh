@@ -10,11 +10,12 @@
 
 // A consumer warpgroup: 64 of a tile's 128 rows.
 //
-// The two warpgroups take turns at the tensor cores, whose queue holds eight products: while one
-// issues, the other has its exponentials to compute. In its turn a warpgroup starts the scores of
-// block n - 1 and the product P V of the last kept block. It then looks at the new scores, casts
-// its vote on block n - 1, and goes back to block n, on which everybody has voted by then: so the
-// vote has half a step to travel, and V of a kept block more than a whole one.
+// A step is a pair of neighbouring blocks, n and n - 1. The two warpgroups take turns at the tensor
+// cores, whose queue holds eight products: in its turn a warpgroup starts the scores of the next
+// pair and the products P V of the blocks kept of the last one, and it computes maxima and
+// exponentials while the products and the other warpgroup's turn run. A block that its own 64 rows
+// want is kept whatever the others say; only where they do not, does it wait for their vote. V of a
+// kept block has until the next turn to arrive.
 
 namespace bsfa::cuda::sm90 {
 
@@ -28,15 +29,14 @@ struct Consumer {
   const int group;  // which 64 rows
 
   float out[kOutRegisters];
-  std::uint32_t p[16];  // probabilities of the last kept block
+  std::uint32_t p_upper[16], p_lower[16];  // probabilities of the last pair
   RunningSoftmax softmax;
-  float factor[2];   // what `out` is to be multiplied by before p joins it
-  bool rescale;      // whether it is to be
-  bool waiting;      // p has not joined yet
-  float maximum[2];  // of the block that is looked at
+  Kept kept;                         // what p_upper and p_lower hold
+  float max_upper[2], max_lower[2];  // row maxima of the pair that is looked at
   RingPosition<2> q_ring;
   RingPosition<C::kStagesK> k_ring;
   RingPosition<C::kStagesV> v_ring;
+  RingPosition<C::kStagesV> v_done;
   RingPosition<kBallotSlots> cast_ring;
   RingPosition<kBallotSlots> read_ring;
 
@@ -51,8 +51,9 @@ struct Consumer {
   __device__ __forceinline__ int thread() const { return threadIdx.x % kWarpgroup; }
   __device__ __forceinline__ bool leader() const { return threadIdx.x % 32 == 0; }
 
-  // Starts S = Q K^T of the next block of the ring.
-  __device__ __forceinline__ void issue_scores(float (&s)[32]) {
+  // Starts S = Q K^T of the next pair of the ring: s[0 .. 31] of its lower block, s[32 .. 63] of
+  // the upper.
+  __device__ __forceinline__ void issue_scores(float (&s)[64]) {
     mbarrier_wait(&shared.k_full[k_ring.stage], k_ring.phase);
     const std::uint64_t queries =
         operand_descriptor(shared_address(shared.q[q_ring.stage]) + group * (64 * 128), 0, 1024);
@@ -63,7 +64,7 @@ struct Consumer {
     for (int k = 0; k < kHeadDim / 16; ++k) {
       const int inside = k % 4 * 32;
       wgmma_shared<T>(s, queries + ((k / 4 * kBlockM * 128 + inside) >> 4),
-                      keys + ((k / 4 * kBlockN * 128 + inside) >> 4), k > 0);
+                      keys + ((k / 4 * kPairN * 128 + inside) >> 4), k > 0);
     }
     wgmma_commit();
   }
@@ -73,12 +74,8 @@ struct Consumer {
     k_ring.advance();
   }
 
-  // Starts out += P V.
-  __device__ __forceinline__ void issue_values() {
-    if (rescale) {
-#pragma unroll
-      for (int i = 0; i < kOutRegisters; ++i) out[i] *= factor[i / 2 % 2];
-    }
+  // Starts out += P V with the next V of the ring.
+  __device__ __forceinline__ void issue_values(std::uint32_t (&p)[16]) {
     mbarrier_wait(&shared.v_full[v_ring.stage], v_ring.phase);
     const std::uint64_t values =
         operand_descriptor(shared_address(shared.v[v_ring.stage]), kBlockN * 128, 1024);
@@ -89,12 +86,40 @@ struct Consumer {
     for (int k = 0; k < kBlockN / 16; ++k) {
       wgmma<T, true>(out, &p[4 * k], values + ((k * 16 * 128) >> 4), 1);
     }
-    wgmma_commit();
+    v_ring.advance();
+  }
+
+  // All products of the last pair as one group, and the end of the turn; then waits until only that
+  // group is in flight.
+  __device__ __forceinline__ void issue_products() {
+    if (kept.upper && kept.lower) {
+      issue_values(p_upper);
+      issue_values(p_lower);
+      wgmma_commit();
+      give_turn();
+      wgmma_wait<1>();
+    } else if (kept.upper) {
+      issue_values(p_upper);
+      wgmma_commit();
+      give_turn();
+      wgmma_wait<1>();
+    } else if (kept.lower) {
+      issue_values(p_lower);
+      wgmma_commit();
+      give_turn();
+      wgmma_wait<1>();
+    } else {
+      give_turn();
+      wgmma_wait<0>();
+    }
   }
 
   __device__ __forceinline__ void release_values() {
-    if (leader()) mbarrier_arrive(&shared.v_empty[v_ring.stage]);
-    v_ring.advance();
+    const int count = (kept.upper ? 1 : 0) + (kept.lower ? 1 : 0);
+    for (int i = 0; i < count; ++i) {
+      if (leader()) mbarrier_arrive(&shared.v_empty[v_done.stage]);
+      v_done.advance();
+    }
   }
 
   // The right to issue products goes back and forth between the warpgroups.
@@ -105,99 +130,96 @@ struct Consumer {
     barrier_arrive(kBarrierTurn + (group ^ 1), kConsumerThreads);
   }
 
-  // Masks the finished scores of block n, finds their row maxima, and casts the warp's ballot: in
-  // the gated form whether it wants the block kept, in the calibrating form its maximum.
-  __device__ __forceinline__ void examine(float (&s)[32], int n) {
+  __device__ __forceinline__ void mask(float* s, int n) const {
     if (n < full_begin || n >= full_end) {
       const int shift = n * kBlockN;
       mask_scores(s, {{columns.low[0] - shift, columns.low[1] - shift},
                       {columns.high[0] - shift, columns.high[1] - shift}});
     }
-    row_maxima(s, maximum);
-    if constexpr (kForm != Form::kDense) {
-      const float largest =
-          max_nan(present[0] ? maximum[0] : -INFINITY, present[1] ? maximum[1] : -INFINITY);
-      int ballot;
-      if constexpr (kForm == Form::kGated) {
-        const bool always = n >= kept_begin && n < kept_end;
-        ballot = __any_sync(0xffffffffu, keep_block(largest, threshold, always));
-      } else {
-        ballot = __reduce_max_sync(0xffffffffu, ordered_bits(largest));
-      }
-      if (leader()) {
-        mbarrier_wait(&shared.ballot_empty[cast_ring.stage], cast_ring.phase ^ 1);
-        shared.ballot[cast_ring.stage][threadIdx.x / 32 - 4] = ballot;
-        mbarrier_arrive(&shared.ballot_full[cast_ring.stage]);
-      }
-      __syncwarp();
-      cast_ring.advance();
-    }
   }
 
-  // Whether the next block to be decided is kept: all 128 rows have a say.
-  __device__ __forceinline__ bool decide() {
-    if constexpr (kForm == Form::kGated) {
-      const bool keep = read_ballots(shared, read_ring);
-      read_ring.advance();
-      return keep;
+  // The largest of a block's scores in this thread's rows, as far as they are present.
+  __device__ __forceinline__ float largest(const float (&row_maximum)[2]) const {
+    return max_nan(present[0] ? row_maximum[0] : -INFINITY,
+                   present[1] ? row_maximum[1] : -INFINITY);
+  }
+
+  __device__ __forceinline__ void cast_ballot(int upper, int lower) {
+    if (leader()) {
+      mbarrier_wait(&shared.ballot_empty[cast_ring.stage], cast_ring.phase ^ 1);
+      shared.ballot[cast_ring.stage][threadIdx.x / 32 - 4] = make_int2(upper, lower);
+      mbarrier_arrive(&shared.ballot_full[cast_ring.stage]);
+    }
+    __syncwarp();
+    cast_ring.advance();
+  }
+
+  // Masks the finished scores of blocks n and n - 1, finds their row maxima, and says which of the
+  // two are kept. All 128 rows have a say in that.
+  __device__ __forceinline__ Kept examine(float (&s)[64], int n) {
+    const bool pair = n > n_begin;
+    if (n >= full_end || n - 1 < full_begin) {
+      mask(s + 32, n);
+      mask(s, n - 1);
+    }
+    row_maxima(s + 32, max_upper);
+    row_maxima(s, max_lower);
+    if constexpr (kForm == Form::kDense) {
+      return {true, pair};
+    } else if constexpr (kForm == Form::kCalibrating) {
+      cast_ballot(__reduce_max_sync(0xffffffffu, ordered_bits(largest(max_upper))),
+                  __reduce_max_sync(0xffffffffu, ordered_bits(largest(max_lower))));
+      return {true, pair};
     } else {
-      return true;
+      const auto always = [&](int block) { return block >= kept_begin && block < kept_end; };
+      const bool upper =
+          __any_sync(0xffffffffu, keep_block(largest(max_upper), threshold, always(n)));
+      const bool lower =
+          __any_sync(0xffffffffu, pair && keep_block(largest(max_lower), threshold, always(n - 1)));
+      cast_ballot(upper, lower);
+      Kept result{upper, lower};
+      if (upper && (lower || !pair)) {
+        if (leader()) mbarrier_arrive(&shared.ballot_empty[read_ring.stage]);
+      } else {
+        result = read_ballots(shared, read_ring);
+      }
+      read_ring.advance();
+      return result;
     }
   }
 
-  // Turns the scores of a kept block, whose row maxima are given, into probabilities.
-  __device__ __forceinline__ void exponentiate(float (&s)[32], const float (&row_maximum)[2]) {
-    rescale = softmax.must_follow(row_maximum, slack);
-    if (rescale) softmax.follow(row_maximum, args.params.scale_log2, factor);
-    softmax.exponentiate(s, args.params.scale_log2);
-  }
-
-  // The end of a block that is decided: the product in flight is done, its own waits.
-  __device__ __forceinline__ void settle(const float (&s)[32], bool keep) {
+  // Turns the scores of the kept blocks into probabilities, when the products of the last pair are
+  // done with the old ones.
+  __device__ __forceinline__ void settle(float (&s)[64], Kept now) {
+    float factor[2];
+    bool rescale = false;
+    if (now.upper || now.lower) {
+      float row_maximum[2];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        row_maximum[i] =
+            max_nan(now.upper ? max_upper[i] : -INFINITY, now.lower ? max_lower[i] : -INFINITY);
+      }
+      rescale = softmax.must_follow(row_maximum, slack);
+      if (rescale) softmax.follow(row_maximum, args.params.scale_log2, factor);
+      if (now.upper) softmax.exponentiate(s + 32, args.params.scale_log2);
+      if (now.lower) softmax.exponentiate(s, args.params.scale_log2);
+    }
     wgmma_wait<0>();
     pin_registers(out);
-    if (waiting) release_values();
-    waiting = keep;
-    if (keep) {
+    release_values();
+    kept = now;
+    if (rescale) {
 #pragma unroll
-      for (int i = 0; i < 16; ++i) p[i] = pack<T>(s[2 * i], s[2 * i + 1]);
+      for (int i = 0; i < kOutRegisters; ++i) out[i] *= factor[i / 2 % 2];
     }
-  }
-
-  // Block n, whose scores are in `s`, with those of n - 1 started on the way.
-  __device__ __forceinline__ void step(float (&s)[32], float (&s_next)[32], int n) {
-    take_turn();
-    issue_scores(s_next);
-    if (waiting) {
-      issue_values();
-      give_turn();
-      wgmma_wait<1>();
-    } else {
-      give_turn();
-      wgmma_wait<0>();
+    if (now.upper) {
+#pragma unroll
+      for (int i = 0; i < 16; ++i) p_upper[i] = pack<T>(s[32 + 2 * i], s[33 + 2 * i]);
     }
-    pin_registers(s_next);
-    release_keys();
-    const float row_maximum[2] = {maximum[0], maximum[1]};
-    examine(s_next, n - 1);
-    const bool keep = decide();
-    if (keep) exponentiate(s, row_maximum);
-    settle(s, keep);
-  }
-
-  // The last block of a tile.
-  __device__ __forceinline__ void last_step(float (&s)[32]) {
-    take_turn();
-    if (waiting) issue_values();
-    give_turn();
-    const bool keep = decide();
-    if (keep) exponentiate(s, maximum);
-    settle(s, keep);
-    if (waiting) {
-      issue_values();
-      wgmma_wait<0>();
-      pin_registers(out);
-      release_values();
+    if (now.lower) {
+#pragma unroll
+      for (int i = 0; i < 16; ++i) p_lower[i] = pack<T>(s[2 * i], s[2 * i + 1]);
     }
   }
 
@@ -230,29 +252,28 @@ struct Consumer {
 #pragma unroll
     for (int i = 0; i < kOutRegisters; ++i) out[i] = 0;
     softmax = {};
-    rescale = waiting = false;
-    float s0[32], s1[32];
-    take_turn();
-    issue_scores(s0);
-    give_turn();
-    wgmma_wait<0>();
-    pin_registers(s0);
-    release_keys();
-    int n = n_end - 1;
-    examine(s0, n);
-    while (true) {
-      if (n == n_begin) {
-        last_step(s0);
-        break;
-      }
-      step(s0, s1, n--);
-      if (n == n_begin) {
-        last_step(s1);
-        break;
-      }
-      step(s1, s0, n--);
+    kept = {false, false};
+    float s[64];
+    for (int n = n_end - 1; n >= n_begin; n -= 2) {
+      take_turn();
+      issue_scores(s);
+      issue_products();
+      pin_registers(s);
+      release_keys();
+      settle(s, examine(s, n));
     }
     if (leader()) mbarrier_arrive(&shared.q_empty[q_ring.stage]);
+    if (kept.upper) {
+      issue_values(p_upper);
+      wgmma_commit();
+    }
+    if (kept.lower) {
+      issue_values(p_lower);
+      wgmma_commit();
+    }
+    wgmma_wait<0>();
+    pin_registers(out);
+    release_values();
   }
 
   // Normalises and writes the rows that are present.

@@ -73,11 +73,11 @@ __device__ __forceinline__ void load_queries_and_keys(const Arguments& args,
       q_ring.advance();
     }
     bool drawn = false;
-    for (; n >= n_begin; --n) {
+    for (; n >= n_begin; n -= 2) {  // blocks n and n - 1
       mbarrier_wait(&shared.k_empty[ring.stage], ring.phase ^ 1);
-      mbarrier_arrive_expect(&shared.k_full[ring.stage], C::kBlockBytes);
-      copy_box(shared.k[ring.stage], &args.k, &shared.k_full[ring.stage], 0, k_row + n * kBlockN, 0,
-               kv_head, batch);
+      mbarrier_arrive_expect(&shared.k_full[ring.stage], C::kPairBytes);
+      copy_box(shared.k[ring.stage], &args.k, &shared.k_full[ring.stage], 0,
+               k_row + (n - 1) * kBlockN, 0, kv_head, batch);
       ring.advance();
       if (!drawn) {  // behind the first copy, so that its latency is hidden
         tile = draw();
@@ -89,15 +89,20 @@ __device__ __forceinline__ void load_queries_and_keys(const Arguments& args,
   }
 }
 
-// Whether any warp wants the block of this ballot kept; for all lanes of a warp.
+struct Kept {
+  bool upper, lower;  // of a pair of blocks
+};
+
+// Which blocks of the pair any warp wants kept; for all lanes of a warp.
 template <int kHeadDim>
-__device__ __forceinline__ bool read_ballots(SharedStorage<kHeadDim>& shared,
+__device__ __forceinline__ Kept read_ballots(SharedStorage<kHeadDim>& shared,
                                              const RingPosition<kBallotSlots>& ring) {
   mbarrier_wait(&shared.ballot_full[ring.stage], ring.phase);
-  const int mine = shared.ballot[ring.stage][threadIdx.x % kConsumerWarps];
-  const bool any = __any_sync(0xffffffffu, mine != 0);
+  const int2 mine = shared.ballot[ring.stage][threadIdx.x % kConsumerWarps];
+  const Kept kept{__any_sync(0xffffffffu, mine.x != 0) != 0,
+                  __any_sync(0xffffffffu, mine.y != 0) != 0};
   if (threadIdx.x % 32 == 0) mbarrier_arrive(&shared.ballot_empty[ring.stage]);
-  return any;
+  return kept;
 }
 
 // Zeroes the rows of a V block from `rows` on: zero probabilities times anything must be zero.
@@ -125,18 +130,8 @@ __device__ __forceinline__ void load_values(const Arguments& args,
   std::uint32_t landed_phase = 0;
   for (Tile tile = reader.next(); tile.sequence >= 0; tile = reader.next()) {
     const int kv_head = tile.head / p.group;
-    int kept = 0;
-    for (int n = tile.n_end - 1; n >= tile.n_begin; --n) {
-      if constexpr (kForm == Form::kGated) {
-        const bool keep = read_ballots(shared, ballots);
-        ballots.advance();
-        if (p.kept_mask != nullptr && leader) {
-          p.kept_mask[tile.sequence * p.mask_stride[0] + tile.head * p.mask_stride[1] +
-                      tile.q_block * p.mask_stride[2] + n * p.mask_stride[3]] = keep ? 1 : 0;
-        }
-        if (!keep) continue;
-        ++kept;
-      }
+    int kept_blocks = 0;
+    const auto load = [&](int n) {
       mbarrier_wait(&shared.v_empty[ring.stage], ring.phase ^ 1);
       const int rows = tile.seqlen_k - n * kBlockN;
       const bool ragged = p.zero_value_tail && rows < kBlockN;
@@ -154,13 +149,29 @@ __device__ __forceinline__ void load_values(const Arguments& args,
       }
       __syncwarp();
       ring.advance();
+    };
+    for (int n = tile.n_end - 1; n >= tile.n_begin; n -= 2) {
+      Kept kept{true, n > tile.n_begin};
+      if constexpr (kForm == Form::kGated) {
+        kept = read_ballots(shared, ballots);
+        ballots.advance();
+        if (p.kept_mask != nullptr && leader) {
+          std::uint8_t* row = p.kept_mask + tile.sequence * p.mask_stride[0] +
+                              tile.head * p.mask_stride[1] + tile.q_block * p.mask_stride[2];
+          row[n * p.mask_stride[3]] = kept.upper ? 1 : 0;
+          if (n > tile.n_begin) row[(n - 1) * p.mask_stride[3]] = kept.lower ? 1 : 0;
+        }
+        kept_blocks += (kept.upper ? 1 : 0) + (kept.lower ? 1 : 0);
+      }
+      if (kept.upper) load(n);
+      if (kept.lower) load(n - 1);
     }
     if constexpr (kForm == Form::kGated) {
-      if (p.kept_blocks != nullptr && leader && kept > 0) {
+      if (p.kept_blocks != nullptr && leader && kept_blocks > 0) {
         atomicAdd(
             reinterpret_cast<unsigned long long*>(
                 &p.kept_blocks[tile.sequence * p.kept_stride[0] + tile.head * p.kept_stride[1]]),
-            static_cast<unsigned long long>(kept));
+            static_cast<unsigned long long>(kept_blocks));
       }
     }
   }
@@ -186,12 +197,16 @@ __device__ __forceinline__ void write_block_maxima(const Arguments& args,
   for (Tile tile = reader.next(); tile.sequence >= 0; tile = reader.next()) {
     float* row = p.block_max + tile.sequence * p.max_stride[0] + tile.head * p.max_stride[1] +
                  tile.q_block * p.max_stride[2];
-    for (int n = tile.n_end - 1; n >= tile.n_begin; --n) {
+    for (int n = tile.n_end - 1; n >= tile.n_begin; n -= 2) {
       mbarrier_wait(&shared.ballot_full[ring.stage], ring.phase);
-      const int mine = shared.ballot[ring.stage][lane % kConsumerWarps];
-      const int block = __reduce_max_sync(0xffffffffu, mine);
+      const int2 mine = shared.ballot[ring.stage][lane % kConsumerWarps];
+      const int upper = __reduce_max_sync(0xffffffffu, mine.x);
+      const int lower = __reduce_max_sync(0xffffffffu, mine.y);
       if (lane == 0) {
-        row[n * p.max_stride[3]] = from_ordered_bits(block) * p.softmax_scale;
+        row[n * p.max_stride[3]] = from_ordered_bits(upper) * p.softmax_scale;
+        if (n > tile.n_begin) {
+          row[(n - 1) * p.max_stride[3]] = from_ordered_bits(lower) * p.softmax_scale;
+        }
         mbarrier_arrive(&shared.ballot_empty[ring.stage]);
       }
       ring.advance();

@@ -66,7 +66,7 @@ TEST_P(CpuAttention, EveryHeadDim) {
 TEST_P(CpuAttention, EveryBlockShapeAndDensity) {
   for (const std::int64_t q : {64, 128}) {
     for (const std::int64_t kv : {64, 128}) {
-      for (const double density : {0.0, 0.2, 0.6, 1.0}) {
+      for (const double density : {0.0, 0.3, 1.0}) {
         AttentionCase c = gated(330, density);
         c.block = {q, kv};
         c.q_dtype = c.kv_dtype = DType::kBFloat16;
@@ -198,8 +198,7 @@ TEST_P(CpuAttention, LargeScores) {
   expect_matches_oracle(c);
 }
 
-INSTANTIATE_TEST_SUITE_P(Isa, CpuAttention, ::testing::ValuesIn(cpu::available_isas()),
-                         isa_test_name);
+INSTANTIATE_TEST_SUITE_P(Isa, CpuAttention, ::testing::ValuesIn(isas_to_test()), isa_test_name);
 
 }  // namespace
 }  // namespace bsfa::testing

@@ -4,8 +4,10 @@
 
 #include <cstdlib>
 #include <string>
+#include <vector>
 
 #include "cpu/isa.hpp"
+#include "support/sanitized.hpp"
 
 namespace bsfa::testing {
 
@@ -32,6 +34,13 @@ class ScopedIsa {
   bool had_ = false;
   std::string before_;
 };
+
+// All of this machine; under the thread sanitizer the best one, since how threads share work is the
+// same for all.
+inline std::vector<cpu::Isa> isas_to_test() {
+  const std::vector<cpu::Isa>& all = cpu::available_isas();
+  return kThreadSanitizer ? std::vector<cpu::Isa>{all.back()} : all;
+}
 
 inline std::string isa_test_name(const ::testing::TestParamInfo<cpu::Isa>& test) {
   return cpu::isa_name(test.param);

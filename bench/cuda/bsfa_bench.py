@@ -27,6 +27,11 @@ def _check(code):
         raise RuntimeError(_message.value.decode())
 
 
+def use_backend(name):
+    """For all later calls; empty: the library chooses."""
+    _library.bench_use_backend(name.encode())
+
+
 def make_call(q, k, v, out, causal=True, **optional):
     """A call that can be repeated: [1, seqlen, heads, head_dim] contiguous tensors."""
     global _workspace

@@ -1,6 +1,6 @@
 #include <cstdint>
 #include <cstdio>
-#include <optional>
+#include <string>
 
 #include "bsfa/attention.hpp"
 #include "bsfa/calibration.hpp"
@@ -8,7 +8,12 @@
 // A flat C door to the library for bench/cuda/*.py, so that peers and kernels run in one process on
 // one set of tensors.
 
+static std::string backend;  // empty: the library chooses
+
 extern "C" {
+
+// For all later calls.
+__attribute__((visibility("default"))) void bench_use_backend(const char* name) { backend = name; }
 
 struct BenchCall {
   const void* q;  // [1, seqlen, heads_q, head_dim], contiguous, as k, v and out
@@ -64,6 +69,7 @@ __attribute__((visibility("default"))) int bench_attention(const BenchCall* call
       params.policy = Policy::threshold(table);
     }
     params.device = {DeviceType::kCuda, 0};
+    params.backend = backend;
     params.stream = call->stream;
     params.workspace = call->workspace;
     params.workspace_bytes = 65536;

@@ -25,6 +25,7 @@ Status device_facts(int index, DeviceFacts* facts) {
       {cudaDevAttrComputeCapabilityMinor, &facts->minor},
       {cudaDevAttrMultiProcessorCount, &facts->multiprocessors},
       {cudaDevAttrMaxSharedMemoryPerBlockOptin, &facts->shared_bytes},
+      {cudaDevAttrMaxSharedMemoryPerMultiprocessor, &facts->shared_bytes_per_multiprocessor},
       {cudaDevAttrL2CacheSize, &facts->l2_bytes},
   };
   for (const auto& item : wanted) {
@@ -52,7 +53,10 @@ std::string list_devices(std::string* reason) {
   return result;
 }
 
-bool any_device(int major, int minor) {
+namespace {
+
+template <typename Predicate>
+bool any_device_that(const Predicate& fits) {
   int count = 0;
   if (cudaGetDeviceCount(&count) != cudaSuccess) {
     cudaGetLastError();
@@ -60,9 +64,22 @@ bool any_device(int major, int minor) {
   }
   for (int i = 0; i < count; ++i) {
     DeviceFacts facts;
-    if (device_facts(i, &facts).ok() && facts.major == major && facts.minor == minor) return true;
+    if (device_facts(i, &facts).ok() && fits(facts)) return true;
   }
   return false;
+}
+
+}  // namespace
+
+bool any_device(int major, int minor) {
+  return any_device_that(
+      [&](const DeviceFacts& facts) { return facts.major == major && facts.minor == minor; });
+}
+
+bool any_device_from(int major, int minor) {
+  return any_device_that([&](const DeviceFacts& facts) {
+    return facts.major > major || (facts.major == major && facts.minor >= minor);
+  });
 }
 
 Status check_pointer(const char* name, const void* pointer, Device device) {

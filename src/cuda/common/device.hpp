@@ -18,7 +18,8 @@ struct DeviceFacts {
   int major = 0;
   int minor = 0;
   int multiprocessors = 0;
-  int shared_bytes = 0;  // most that one block may have
+  int shared_bytes = 0;                     // most that one block may have
+  int shared_bytes_per_multiprocessor = 0;  //
   int l2_bytes = 0;
 };
 
@@ -28,8 +29,9 @@ Status device_facts(int index, DeviceFacts* facts);
 // "NVIDIA H200 (9.0)", ... of every card; empty, with the reason, if there is none.
 std::string list_devices(std::string* reason);
 
-// Whether there is a card of this compute capability.
+// Whether there is a card of this compute capability, or of this one or above.
 bool any_device(int major, int minor);
+bool any_device_from(int major, int minor);
 
 // Refuses a pointer that the kernels of `device` cannot follow.
 Status check_pointer(const char* name, const void* pointer, Device device);

@@ -1,0 +1,145 @@
+#include "cuda/common/convert.hpp"
+
+#include <algorithm>
+#include <limits>
+
+#include "core/status.hpp"
+
+namespace bsfa::cuda {
+namespace {
+
+constexpr std::int64_t kMaxIndex = std::numeric_limits<std::int32_t>::max() - 1024;
+
+template <int kRank>
+void copy_strides(const std::int64_t (&from)[kRank], std::int64_t (&to)[kRank]) {
+  std::copy(from, from + kRank, to);
+}
+
+}  // namespace
+
+Status check_features(const Problem& problem, const char* backend) {
+  const SequenceLayout& layout = problem.sequences;
+  if (!(layout.block == BlockShape{})) {
+    return unsupported("block is ", layout.block.q, "x", layout.block.kv, "; ", backend,
+                       " gates on ", BlockShape{}.q, "x", BlockShape{}.kv);
+  }
+  if (problem.q.dtype == DType::kFloat32 || problem.q.dtype != problem.k.dtype) {
+    return unsupported("q and k have dtypes ", dtype_name(problem.q.dtype), " and ",
+                       dtype_name(problem.k.dtype), "; ", backend,
+                       " accepts float16 for both or bfloat16 for both");
+  }
+  if (multiply_dtype(problem, true) != problem.q.dtype) {
+    return unsupported("compute_type asks for ", dtype_name(multiply_dtype(problem, true)), "; ",
+                       backend, " multiplies ", dtype_name(problem.q.dtype), " inputs as such");
+  }
+  if (problem.head_dim_v != problem.head_dim) {
+    return unsupported("v has head_dim ", problem.head_dim_v, "; ", backend, " accepts that of q, ",
+                       problem.head_dim);
+  }
+  if (problem.softcap > 0) {
+    return unsupported("softcap is ", problem.softcap, "; ", backend, " accepts 0 (none)");
+  }
+  if (problem.page_table != nullptr) {
+    return unsupported("page_table was given; ", backend, " takes k and v that are not paged");
+  }
+  if (problem.block_max && problem.policy.kind == PolicyKind::kSlidingWindow) {
+    return unsupported("block_max was asked for with the sliding_window policy; ", backend,
+                       " computes no scores outside the window");
+  }
+  const std::int64_t heads = layout.num_sequences * problem.num_heads_q;
+  if (heads > 65535 || heads * std::max<std::int64_t>(problem.q_blocks, 1) > kMaxIndex / 2) {
+    return unsupported("the call has ", heads, " (sequence, head) pairs of ", problem.q_blocks,
+                       " query blocks; ", backend, " accepts 65535 pairs and 2^30 blocks in all");
+  }
+  for (const std::int64_t tokens : {problem.q.shape[1], problem.k.shape[1],
+                                    layout.max_seqlen_k + layout.kv_offset, layout.window}) {
+    if (tokens > kMaxIndex) {
+      return unsupported("the call has an extent of ", tokens, " tokens; ", backend,
+                         " accepts up to ", kMaxIndex);
+    }
+  }
+  return {};
+}
+
+Status check_pointers(const Problem& problem) {
+  const SequenceLayout& layout = problem.sequences;
+  const struct {
+    const char* name;
+    const void* pointer;
+  } pointers[] = {{"q", problem.q.data},
+                  {"k", problem.k.data},
+                  {"v", problem.v.data},
+                  {"out", problem.out.data},
+                  {"policy.thresholds", problem.policy.thresholds.data},
+                  {"sinks", problem.sinks},
+                  {"cu_seqlens_q", layout.cu_seqlens_q},
+                  {"cu_seqlens_k", layout.cu_seqlens_k},
+                  {"seqused_k", layout.seqused_k},
+                  {"leftpad_k", layout.leftpad_k},
+                  {"q_offsets", layout.q_offsets},
+                  {"lse", problem.lse.data},
+                  {"kept_blocks", problem.kept_blocks.data},
+                  {"visible_blocks", problem.visible_blocks.data},
+                  {"kept_mask", problem.kept_mask.data},
+                  {"block_max", problem.block_max.data}};
+  for (const auto& item : pointers) {
+    BSFA_RETURN_IF_ERROR(check_pointer(item.name, item.pointer, problem.device));
+  }
+  return {};
+}
+
+Form form_of(const Problem& problem) {
+  if (problem.policy.kind == PolicyKind::kThreshold) return Form::kGated;
+  return problem.block_max ? Form::kCalibrating : Form::kDense;
+}
+
+KernelParams kernel_params(const Problem& problem, const DeviceFacts& facts) {
+  const SequenceLayout& layout = problem.sequences;
+  KernelParams p{};
+  p.sequences = layout;
+  p.window_blocks =
+      problem.policy.kind == PolicyKind::kSlidingWindow ? problem.policy.window_blocks : -1;
+  p.num_heads_q = static_cast<int>(problem.num_heads_q);
+  p.group = static_cast<int>(problem.group);
+  p.q_blocks = static_cast<int>(problem.q_blocks);
+  // Half of the L2 for the keys and values of the heads under way; the rest is for what passes.
+  const std::int64_t head_bytes =
+      std::max<std::int64_t>(2 * 2 * layout.max_seqlen_k * problem.head_dim, 1);
+  const std::int64_t kv_heads =
+      std::max<std::int64_t>(layout.num_sequences * problem.num_heads_kv, 1);
+  p.section_kv_heads =
+      static_cast<int>(std::clamp<std::int64_t>(facts.l2_bytes / 2 / head_bytes, 1, kv_heads));
+  p.softmax_scale = problem.softmax_scale;
+  p.scale_log2 = problem.softmax_scale * 1.44269504088896340736f;
+  p.zero_value_tail = layout.packed || layout.seqused_k != nullptr || layout.leftpad_k != nullptr;
+  p.sinks = problem.sinks;
+  p.out = problem.out.data;
+  std::copy(problem.out.stride, problem.out.stride + 3, p.out_stride);
+  p.lse = problem.lse.data;
+  copy_strides(problem.lse.stride, p.lse_stride);
+  const ThresholdView& table = problem.policy.thresholds;
+  p.thresholds = table.data;
+  p.threshold_stride[0] = table.stride_batch;
+  p.threshold_stride[1] = table.stride_head;
+  p.threshold_blocks = static_cast<int>(std::min<std::int64_t>(table.num_q_blocks, kMaxIndex));
+  p.kept_blocks = problem.kept_blocks.data;
+  copy_strides(problem.kept_blocks.stride, p.kept_stride);
+  p.kept_mask = problem.kept_mask.data;
+  copy_strides(problem.kept_mask.stride, p.mask_stride);
+  p.block_max = problem.block_max.data;
+  copy_strides(problem.block_max.stride, p.max_stride);
+  p.tile_counter = static_cast<int*>(problem.workspace);
+  return p;
+}
+
+PrepareParams prepare_params(const Problem& problem, const KernelParams& kernel) {
+  PrepareParams preparation{};
+  preparation.kernel = kernel;
+  preparation.form = form_of(problem);
+  preparation.kv_blocks = static_cast<int>(problem.kv_blocks);
+  preparation.visible_blocks = problem.visible_blocks.data;
+  copy_strides(problem.visible_blocks.stride, preparation.visible_stride);
+  return preparation;
+}
+
+}  // namespace bsfa::cuda

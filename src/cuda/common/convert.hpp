@@ -1,0 +1,30 @@
+#pragma once
+
+#include <cstdint>
+
+#include "core/problem.hpp"
+#include "cuda/common/device.hpp"
+#include "cuda/common/params.hpp"
+#include "cuda/common/prepare.hpp"
+
+// From a validated problem to what kernels are launched with, and the refusals that all CUDA
+// families share. `backend` is the name for the messages.
+
+namespace bsfa::cuda {
+
+// Refuses what no family serves: dtypes, compute types, gate grids, softcap, pages, sizes beyond
+// 32-bit indices. head_dim and strides are the family's own matter.
+Status check_features(const Problem& problem, const char* backend);
+
+// Refuses pointers that the device of the call cannot follow.
+Status check_pointers(const Problem& problem);
+
+// Which form of a kernel serves the problem.
+Form form_of(const Problem& problem);
+
+// With the workspace as the tile counter.
+KernelParams kernel_params(const Problem& problem, const DeviceFacts& facts);
+
+PrepareParams prepare_params(const Problem& problem, const KernelParams& kernel);
+
+}  // namespace bsfa::cuda

@@ -1,0 +1,117 @@
+#include <gtest/gtest.h>
+
+#include "harness.hpp"
+
+// What a caller may rely on besides the numbers: graphs, and refusals before anything is launched.
+
+namespace bsfa::gpu_test {
+namespace {
+
+class Contract : public testing::TestWithParam<std::string> {
+ protected:
+  void SetUp() override {
+    int devices = 0;
+    if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) GTEST_SKIP() << "no card";
+  }
+};
+GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(Contract);
+
+Case gated_case() {
+  Case c;
+  c.seqlens_q = {300};
+  c.seqlens_k = {700};
+  c.policy = PolicyKind::kThreshold;
+  return c;
+}
+
+TEST_P(Contract, RunsInAGraph) {
+  for (const bool dense : {true, false}) {
+    Case spec = gated_case();
+    if (dense) {
+      spec.policy = PolicyKind::kDense;
+      spec.block_max = true;
+    }
+    Call call(spec);
+    AttentionParams& params = call.device_params();
+    params.backend = GetParam();
+    const std::size_t bytes = workspace_size(params);
+    DeviceBuffer workspace(std::max<std::size_t>(1, bytes));
+    params.workspace = workspace.data();
+    params.workspace_bytes = bytes;
+    cudaStream_t stream;
+    cudaGraph_t graph;
+    cudaGraphExec_t executable;
+    BSFA_CUDA_OK(cudaStreamCreate(&stream));
+    params.stream = stream;
+    BSFA_CUDA_OK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
+    attention_forward(params);
+    BSFA_CUDA_OK(cudaStreamEndCapture(stream, &graph));
+    BSFA_CUDA_OK(cudaGraphInstantiate(&executable, graph, 0));
+    for (int replay = 0; replay < 2; ++replay) {
+      call.poison_results();
+      BSFA_CUDA_OK(cudaDeviceSynchronize());
+      BSFA_CUDA_OK(cudaGraphLaunch(executable, stream));
+      BSFA_CUDA_OK(cudaStreamSynchronize(stream));
+      call.check();
+    }
+    BSFA_CUDA_OK(cudaGraphExecDestroy(executable));
+    BSFA_CUDA_OK(cudaGraphDestroy(graph));
+    BSFA_CUDA_OK(cudaStreamDestroy(stream));
+  }
+}
+
+// Each refusal names the argument.
+TEST_P(Contract, RefusesByName) {
+  const auto refusal = [&](const Case& spec, auto change) {
+    Call call(spec);
+    call.device_params().backend = GetParam();
+    change(call.device_params());
+    const AttentionPlan plan = plan_attention(call.device_params());
+    EXPECT_FALSE(plan.status.ok());
+    call.poison_results();
+    const auto before = call.results();
+    EXPECT_THROW(attention_forward(call.device_params()), Error);
+    EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+    EXPECT_EQ(call.results(), before) << "a refused call wrote something";
+    return plan.status.message;
+  };
+  const auto has = [](const std::string& message, const std::string& word) {
+    EXPECT_NE(message.find(word), std::string::npos) << message;
+  };
+  const Case spec = gated_case();
+  has(refusal(spec, [](AttentionParams& p) { p.softcap = 30; }), "softcap is 30");
+  has(refusal(spec, [](AttentionParams& p) { p.compute_type = ComputeType::kFloat32; }),
+      "compute_type");
+  has(refusal(spec, [](AttentionParams& p) { p.policy.thresholds.num_heads = 3; }),
+      "policy.thresholds has 3 heads");
+  has(refusal(spec, [](AttentionParams& p) { p.policy.thresholds.block.kv = 128; }),
+      "policy.thresholds");
+  has(refusal(spec,
+              [](AttentionParams& p) {
+                p.policy.thresholds.block.kv = 128;
+                p.block.kv = 128;
+                p.kept_mask = {};
+              }),
+      "block is 128x128");
+  has(refusal(spec, [](AttentionParams& p) { p.device.index = 1000; }), "device.index is 1000");
+  Case wide = gated_case();
+  wide.head_dim = 80;
+  has(refusal(wide, [](AttentionParams&) {}), "head_dim 80");
+  Case window = gated_case();
+  window.policy = PolicyKind::kSlidingWindow;
+  window.block_max = true;
+  has(refusal(window, [](AttentionParams&) {}), "block_max");
+}
+
+std::string name_of(const testing::TestParamInfo<std::string>& parameter) {
+  std::string name = parameter.param;
+  for (char& c : name) {
+    if (c == '-') c = '_';
+  }
+  return name;
+}
+
+INSTANTIATE_TEST_SUITE_P(Gpu, Contract, testing::ValuesIn(cuda_backends()), name_of);
+
+}  // namespace
+}  // namespace bsfa::gpu_test

@@ -26,7 +26,8 @@ std::string plant(const std::string& text, double depth, const std::string& key)
 
 }  // namespace
 
-const char* const kNeedleQuestion = "What is the pass key? The pass key is";
+const char* const kNeedleQuestion =
+    "What is the pass key mentioned in the text? Answer with the number.";
 
 Prompt build_prompt(const Model& model, const PromptRequest& request, std::int64_t answer_tokens) {
   Prompt prompt;

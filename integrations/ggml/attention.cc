@@ -8,6 +8,10 @@
 #include <string>
 #include <string_view>
 
+#ifdef BSFA_GGML_OPENMP
+#include "openmp_executor.hpp"
+#endif
+
 namespace bsfa::ggml {
 namespace {
 
@@ -161,7 +165,11 @@ Executor& Attention::executor() {
   const int wanted =
       current_settings()->num_threads > 0 ? current_settings()->num_threads : num_threads_;
   if (pool_ == nullptr || pool_->max_workers() != wanted) {
+#ifdef BSFA_GGML_OPENMP
+    pool_ = std::make_unique<OpenMpExecutor>(wanted);
+#else
     pool_ = std::make_unique<ThreadPool>(wanted);
+#endif
   }
   return *pool_;
 }
@@ -258,7 +266,9 @@ void Attention::compute_stream(const ggml_tensor* node, std::int64_t stream, int
   const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
   Stats::instance().add_call(layer, kept, visible, elapsed.count());
   if (settings.mode == BSFA_GGML_CALIBRATE &&
-      settings.block_max(settings.user, layer, mask.q_offset, params.q.shape[1], heads, plan.q_blocks, plan.kv_blocks, *params.softmax_scale, block_max_.data()) != 0) {
+      settings.block_max(settings.user, layer, mask.q_offset, params.q.shape[1], heads,
+                         plan.q_blocks, plan.kv_blocks, *params.softmax_scale,
+                         block_max_.data()) != 0) {
     throw Error(ErrorCode::kRuntime, "the calibration callback asked to stop");
   }
 }

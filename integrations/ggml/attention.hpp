@@ -52,7 +52,7 @@ class Attention {
   };
 
   int num_threads_ = 1;
-  std::unique_ptr<ThreadPool> pool_;
+  std::unique_ptr<Executor> pool_;
   std::unordered_map<const void*, SeenMask> masks_;
   std::vector<std::byte> workspace_;
   std::vector<std::int64_t> counts_;

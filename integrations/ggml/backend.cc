@@ -118,7 +118,9 @@ const char* device_get_description(ggml_backend_dev_t) {
 
 void device_get_memory(ggml_backend_dev_t, size_t* free, size_t* total) { *free = *total = 0; }
 
-enum ggml_backend_dev_type device_get_type(ggml_backend_dev_t) { return GGML_BACKEND_DEVICE_TYPE_ACCEL; }
+enum ggml_backend_dev_type device_get_type(ggml_backend_dev_t) {
+  return GGML_BACKEND_DEVICE_TYPE_ACCEL;
+}
 
 void device_get_props(ggml_backend_dev_t device, ggml_backend_dev_props* props) {
   props->name = device_get_name(device);

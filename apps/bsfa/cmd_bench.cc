@@ -25,7 +25,7 @@ struct NeedleOptions {
   std::vector<std::int64_t> budgets;
   std::int64_t prompt_tokens = 3700;
   int depths = 10;
-  std::int64_t answer_tokens = 12;
+  std::int64_t answer_tokens = 24;  // a sentence around the five digits of the key
   bool json = false;
 };
 

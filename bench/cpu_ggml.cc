@@ -1,10 +1,11 @@
 // ggml's flash attention as a contestant: one FLASH_ATTN_EXT node over the whole prompt, fp32
 // queries, fp16 keys and values, a causal fp16 mask, on ggml's own threads.
 
+#include "cpu_ggml.hpp"
+
 #include <cmath>
 #include <stdexcept>
 
-#include "cpu_common.hpp"
 #include "ggml-backend.h"
 #include "ggml-cpu.h"
 #include "ggml.h"
@@ -12,7 +13,7 @@
 namespace bsfa::bench {
 namespace {
 
-class GgmlCpuAttention final : public GgmlAttention {
+class GgmlCpuAttention {
  public:
   GgmlCpuAttention(const CausalProblem& problem, int threads) : problem_(problem) {
     backend_ = ggml_backend_cpu_init();
@@ -44,7 +45,7 @@ class GgmlCpuAttention final : public GgmlAttention {
     }
     ggml_backend_tensor_set(mask, causal.data(), 0, ggml_nbytes(mask));
   }
-  ~GgmlCpuAttention() override {
+  ~GgmlCpuAttention() {
     ggml_backend_buffer_free(buffer_);
     ggml_free(context_);
     ggml_backend_free(backend_);
@@ -52,13 +53,13 @@ class GgmlCpuAttention final : public GgmlAttention {
   GgmlCpuAttention(const GgmlCpuAttention&) = delete;
   GgmlCpuAttention& operator=(const GgmlCpuAttention&) = delete;
 
-  void run() override {
+  void run() {
     if (ggml_backend_graph_compute(backend_, graph_) != GGML_STATUS_SUCCESS) {
       throw std::runtime_error("ggml failed to compute the attention");
     }
   }
 
-  float output(std::int64_t token, std::int64_t head, std::int64_t d) const override {
+  float output(std::int64_t token, std::int64_t head, std::int64_t d) const {
     return static_cast<const float*>(
         result_->data)[(token * problem_.heads_q + head) * problem_.head_dim + d];
   }
@@ -74,10 +75,17 @@ class GgmlCpuAttention final : public GgmlAttention {
 
 }  // namespace
 
-bool ggml_available() { return true; }
-
-std::unique_ptr<GgmlAttention> make_ggml_attention(const CausalProblem& problem, int threads) {
-  return std::make_unique<GgmlCpuAttention>(problem, threads);
+Contestant make_ggml_contestant(const CausalProblem& problem, int threads) {
+  auto attention = std::make_shared<GgmlCpuAttention>(problem, threads);
+  Contestant contestant;
+  contestant.name = "ggml f16";
+  contestant.run = [attention] { attention->run(); };
+  contestant.error = [attention, &problem] {
+    return problem.error_of(
+        [&](std::int64_t t, std::int64_t h, std::int64_t d) { return attention->output(t, h, d); },
+        DType::kFloat16);
+  };
+  return contestant;
 }
 
 }  // namespace bsfa::bench

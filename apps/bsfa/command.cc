@@ -39,8 +39,11 @@ Progress::Progress(std::string title, std::int64_t total)
   draw();
 }
 
-Progress::~Progress() {
+Progress::~Progress() { finish(); }
+
+void Progress::finish() {
   if (terminal_) std::fputs("\r\033[K", stderr);
+  terminal_ = false;
 }
 
 void Progress::advance(std::int64_t steps) {

@@ -34,6 +34,7 @@ class Progress {
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
   void advance(std::int64_t steps = 1);
+  void finish();  // removes the bar, before something else is printed
 
  private:
   void draw();

@@ -3,6 +3,7 @@
 #include <bsfa/error.hpp>
 #include <string>
 
+#include "model_benches.hpp"
 #include "verbs.hpp"
 
 namespace bsfa::cli {
@@ -22,8 +23,9 @@ void add_absent(CLI::App& app, const std::string& name) {
 
 }  // namespace
 
-void add_bench(CLI::App& app) { add_absent(app, "bench"); }
 void add_calibrate(CLI::App& app) { add_absent(app, "calibrate"); }
 void add_run(CLI::App& app) { add_absent(app, "run"); }
+void add_bench_needle(CLI::App& bench) { add_absent(bench, "needle"); }
+void add_bench_logits(CLI::App& bench) { add_absent(bench, "logits"); }
 
 }  // namespace bsfa::cli

@@ -8,7 +8,7 @@ namespace bsfa::test {
 namespace {
 
 TEST(CliAbsent, TheVerbsSayWhatIsMissing) {
-  for (const char* verb : {"run", "calibrate", "bench"}) {
+  for (const char* verb : {"run", "calibrate", "bench needle", "bench logits"}) {
     for (const char* arguments : {"", " --model x --anything y"}) {
       const ProgramRun run = run_program(std::string(verb) + arguments);
       EXPECT_EQ(run.exit_code, 2) << verb;

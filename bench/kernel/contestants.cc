@@ -1,11 +1,11 @@
-#include "cpu_contestants.hpp"
+#include "kernel/contestants.hpp"
 
 #include <cstdio>
 
 namespace bsfa::bench {
 
 // One bsfa call with what it writes.
-struct CpuContestants::Call {
+struct KernelContestants::Call {
   AttentionParams params;
   std::vector<std::uint8_t> out;
   std::vector<std::uint8_t> kept_mask;
@@ -21,39 +21,27 @@ struct CpuContestants::Call {
   }
 };
 
-CpuContestants::CpuContestants(std::int64_t heads_q, std::int64_t heads_kv, std::int64_t head_dim,
-                               std::int64_t tokens, int threads)
-    : pool_(threads),
-      problem_(heads_q, heads_kv, head_dim, tokens),
-      q_blocks_((tokens + 127) / 128),
-      kv_blocks_((tokens + 63) / 64) {
+KernelContestants::KernelContestants(const KernelShape& shape, const std::vector<double>& densities)
+    : pool_(shape.threads), problem_(shape.heads_q, shape.heads_kv, shape.head_dim, shape.tokens) {
   add_call("bsfa bf16", DType::kBFloat16, ComputeType::kNative, 1);
   add_call("bsfa f16 as bf16", DType::kFloat16, ComputeType::kBFloat16, 1);
   add_call("bsfa f16", DType::kFloat16, ComputeType::kNative, 1);
   add_call("bsfa f32", DType::kFloat32, ComputeType::kNative, 1);
   find_block_maxima();
-  for (const double density : {0.5, 0.24, 0.1}) {
+  for (const double density : densities) {
     char name[64];
     std::snprintf(name, sizeof name, "bsfa bf16 gated %.2f", density);
     add_call(name, DType::kBFloat16, ComputeType::kNative, density);
   }
-  if (!ggml_available()) return;
-  ggml_ = make_ggml_attention(problem_, threads);
-  contestants_.push_back({"ggml f16", [this] { ggml_->run(); },
-                          [this] {
-                            return problem_.error_of(
-                                [this](std::int64_t t, std::int64_t h, std::int64_t d) {
-                                  return ggml_->output(t, h, d);
-                                },
-                                DType::kFloat16, nullptr, 0);
-                          }});
 }
 
-void CpuContestants::add_call(const std::string& name, DType dtype, ComputeType compute,
-                              double density) {
+void KernelContestants::add_call(const std::string& name, DType dtype, ComputeType compute,
+                                 double density) {
   const std::int64_t tokens = problem_.tokens;
   const std::int64_t heads = problem_.heads_q;
   const std::int64_t dim = problem_.head_dim;
+  const std::int64_t q_blocks = problem_.q_blocks();
+  const std::int64_t kv_blocks = problem_.kv_blocks();
   auto call = std::make_shared<Call>();
   call->params = problem_.params(dtype, dtype);
   AttentionParams& p = call->params;
@@ -66,12 +54,12 @@ void CpuContestants::add_call(const std::string& name, DType dtype, ComputeType 
   p.kept_blocks = {call->kept.data(), {1, heads}, {heads, 1}};
   p.visible_blocks = {call->visible.data(), {1, heads}, {heads, 1}};
   if (density < 1) {
-    call->thresholds = quantile_thresholds(block_max_, heads, q_blocks_, kv_blocks_, density);
-    p.policy = Policy::threshold({call->thresholds.data(), heads, q_blocks_, q_blocks_, 0, {}});
-    call->kept_mask.resize(static_cast<std::size_t>(heads * q_blocks_ * kv_blocks_));
+    call->thresholds = quantile_thresholds(block_max_, heads, q_blocks, kv_blocks, density);
+    p.policy = Policy::threshold({call->thresholds.data(), heads, q_blocks, q_blocks, 0, {}});
+    call->kept_mask.resize(static_cast<std::size_t>(heads * q_blocks * kv_blocks));
     p.kept_mask = {call->kept_mask.data(),
-                   {1, heads, q_blocks_, kv_blocks_},
-                   {0, q_blocks_ * kv_blocks_, kv_blocks_, 1}};
+                   {1, heads, q_blocks, kv_blocks},
+                   {0, q_blocks * kv_blocks, kv_blocks, 1}};
   }
   p.workspace_bytes = workspace_size(p);
   workspace_.reserve(p.workspace_bytes);
@@ -87,31 +75,37 @@ void CpuContestants::add_call(const std::string& name, DType dtype, ComputeType 
                                 [&](std::int64_t t, std::int64_t h, std::int64_t d) {
                                   return load(call->out.data(), dtype, (t * heads + h) * dim + d);
                                 },
-                                dtype, call->kept_mask.empty() ? nullptr : call->kept_mask.data(),
-                                kv_blocks_);
+                                dtype,
+                                call->thresholds.empty()
+                                    ? GateResult{}
+                                    : GateResult{call->thresholds.data(), call->kept_mask.data()});
                           },
                           [call] { return call->density(); }, density < 1});
 }
 
-void CpuContestants::find_block_maxima() {
-  block_max_.resize(static_cast<std::size_t>(problem_.heads_q * q_blocks_ * kv_blocks_));
+void KernelContestants::find_block_maxima() {
+  const std::int64_t q_blocks = problem_.q_blocks();
+  const std::int64_t kv_blocks = problem_.kv_blocks();
+  block_max_.resize(static_cast<std::size_t>(problem_.heads_q * q_blocks * kv_blocks));
   AttentionParams p = calls_.front()->params;
   p.block_max = {block_max_.data(),
-                 {1, problem_.heads_q, q_blocks_, kv_blocks_},
-                 {0, q_blocks_ * kv_blocks_, kv_blocks_, 1}};
+                 {1, problem_.heads_q, q_blocks, kv_blocks},
+                 {0, q_blocks * kv_blocks, kv_blocks, 1}};
   p.workspace = workspace_.data();
   attention_forward(p);
 }
 
-std::string CpuContestants::kernel() const { return plan_attention(calls_.front()->params).kernel; }
+std::string KernelContestants::kernel() const {
+  return plan_attention(calls_.front()->params).kernel;
+}
 
-std::size_t CpuContestants::workspace_bytes(std::int64_t tokens) const {
+std::size_t KernelContestants::workspace_bytes(std::int64_t tokens) const {
   AttentionParams p = calls_.front()->params;
   p.q.shape[1] = p.k.shape[1] = p.v.shape[1] = p.out.shape[1] = tokens;
   return workspace_size(p);
 }
 
-double CpuContestants::flops() const {
+double KernelContestants::flops() const {
   return 2.0 * static_cast<double>(problem_.tokens) * static_cast<double>(problem_.tokens) *
          static_cast<double>(problem_.head_dim * problem_.heads_q);
 }

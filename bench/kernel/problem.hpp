@@ -1,10 +1,8 @@
 #pragma once
 
-#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
-#include <memory>
 #include <vector>
 
 #include "bsfa/attention.hpp"
@@ -28,6 +26,13 @@ class AlignedMemory {
 
 float load(const void* data, DType dtype, std::int64_t index);
 
+// A gated result's thresholds [heads, q blocks] and the blocks that it kept [heads, q blocks, kv
+// blocks].
+struct GateResult {
+  const float* thresholds = nullptr;
+  const std::uint8_t* kept_mask = nullptr;
+};
+
 // Random q, k and v of one causal sequence in every dtype, contiguous [1, tokens, heads, dim].
 class CausalProblem {
  public:
@@ -37,13 +42,18 @@ class CausalProblem {
   // q, k and v set; contiguous; causal.
   AttentionParams params(DType q, DType kv) const;
 
-  // The largest |out - ref| over sampled rows, relative to the largest |ref| of a row, where ref is
-  // computed in fp64 from the inputs as `dtype` holds them and over the blocks that `kept_mask`
-  // [heads, q blocks, kv_blocks] names (null: all).
+  // Compares a result with the fp64 oracle, from the inputs as `dtype` holds them, on four query
+  // blocks of different heads: the largest |out - oracle| relative to the largest |oracle| of a
+  // row. Infinite where a number is not finite, or a gated result (thresholds given) keeps other
+  // blocks than the oracle, unless the block's maximum is as close to its threshold as rounding
+  // goes.
   double error_of(const std::function<float(std::int64_t, std::int64_t, std::int64_t)>& out,
-                  DType dtype, const std::uint8_t* kept_mask, std::int64_t kv_blocks) const;
+                  DType dtype, const GateResult& gate = {}) const;
 
-  std::int64_t heads_q, heads_kv, head_dim, tokens;
+  std::int64_t q_blocks() const { return (tokens + 127) / 128; }
+  std::int64_t kv_blocks() const { return (tokens + 63) / 64; }
+
+  const std::int64_t heads_q, heads_kv, head_dim, tokens;
 
  private:
   struct Operand {
@@ -58,30 +68,5 @@ class CausalProblem {
 std::vector<float> quantile_thresholds(const std::vector<float>& block_max, std::int64_t heads,
                                        std::int64_t q_blocks, std::int64_t kv_blocks,
                                        double density);
-
-struct Peak {  // GFLOP/s of one core, multiply-adds in registers; 0: not in this machine
-  double fp32 = 0;
-  double bf16 = 0;
-};
-Peak measure_peak();
-
-double median(std::vector<double> values);
-
-template <typename F>
-double seconds_of(F&& f) {
-  const auto start = std::chrono::steady_clock::now();
-  f();
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
-
-// ggml's flash attention on the same fp16 keys and values, with queries in fp32.
-class GgmlAttention {
- public:
-  virtual ~GgmlAttention() = default;
-  virtual void run() = 0;
-  virtual float output(std::int64_t token, std::int64_t head, std::int64_t d) const = 0;
-};
-bool ggml_available();
-std::unique_ptr<GgmlAttention> make_ggml_attention(const CausalProblem& problem, int threads);
 
 }  // namespace bsfa::bench

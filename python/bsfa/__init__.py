@@ -36,13 +36,14 @@ __version__ = version()
 
 if TYPE_CHECKING:
     from bsfa.calibration import calibrate
-    from bsfa.hf import LayerStats, ModelStats, disable, enable, set_budget, set_mode, stats
+    from bsfa.hf import LayerStats, ModelStats, Sparge, disable, enable, set_budget, set_mode, stats
     from bsfa.ops import BlockStats, flash_attn_func, flash_attn_varlen_func
 
 _LAZY = {
     "BlockStats": "bsfa.ops",
     "LayerStats": "bsfa.hf",
     "ModelStats": "bsfa.hf",
+    "Sparge": "bsfa.hf",
     "calibrate": "bsfa.calibration",
     "disable": "bsfa.hf",
     "enable": "bsfa.hf",
@@ -66,6 +67,7 @@ __all__ = [
     "InvalidArgumentError",
     "LayerStats",
     "ModelStats",
+    "Sparge",
     "ThresholdTable",
     "UnsupportedError",
     "__version__",

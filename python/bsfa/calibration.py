@@ -114,6 +114,7 @@ class _Collector:
         self.budgets = budgets
         self.heads = heads
         self.ungated: set[int] = set()
+        self._selected: list[tuple[int, int, Tensor]] = []
 
     def __call__(
         self, layer: int, plan: MaskPlan | None, block_max: Tensor | None, rows: int
@@ -134,7 +135,19 @@ class _Collector:
                 budgets=self.budgets,
                 stream=stream,
             )
-        self.calibration.add(layer, 0, rows, thresholds.cpu())
+        self._selected.append((layer, rows, thresholds))
+
+    def end_sample(self) -> None:
+        """Gives the sample to the calibration: the one place that waits for the device."""
+        for layer, rows, thresholds in self._selected:
+            self.calibration.add(layer, 0, rows, thresholds.cpu())
+        self.calibration.end_sample()
+        self._selected.clear()
+
+    def drop_sample(self) -> None:
+        """Forgets the sample under way."""
+        self.calibration.drop_sample()
+        self._selected.clear()
 
 
 @contextlib.contextmanager
@@ -236,9 +249,9 @@ def calibrate(
             calibration.begin_sample(name, len(ids))
             try:
                 decoder(input_ids=ids[None].to(device), use_cache=False)
-                calibration.end_sample()
+                collector.end_sample()
             except BaseException:
-                calibration.drop_sample()
+                collector.drop_sample()
                 raise
             if resume is not None:
                 calibration.save(resume)

@@ -11,13 +11,10 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
-from bsfa._core import attention_forward, plan_attention
+from bsfa._core import attention_forward
 from bsfa.errors import InvalidArgumentError, UnsupportedError
 
 __all__ = ["BlockStats", "flash_attn_func", "flash_attn_varlen_func"]
-
-# Workspaces need 256 bytes of alignment; the binding skips to the first aligned byte.
-_WORKSPACE_SLACK = 256
 
 
 class BlockStats(NamedTuple):
@@ -41,37 +38,30 @@ def _capsule(tensor: Tensor | None) -> Any:
     return None if tensor is None else torch.utils.dlpack.to_dlpack(tensor.detach())
 
 
-def run_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    **arguments: Any,
-) -> None:
-    """`bsfa.attention_forward` on torch tensors, on torch's current stream and thread count."""
+def run_attention(q: Tensor, k: Tensor, v: Tensor, out: Tensor, **arguments: Any) -> None:
+    """`bsfa.attention_forward` on torch tensors, on torch's current stream and thread count.
+
+    On CUDA nothing waits for the device. The workspace comes from torch's allocator on the current
+    stream and goes back to it before the call has run, which is right because whoever gets it next
+    on that stream comes after. Tensors from another stream need the caller's `record_stream` and
+    events, as for any torch operator. All of it can be captured in a CUDA graph.
+    """
     call = {
         name: _capsule(value) if isinstance(value, Tensor) else value
         for name, value in arguments.items()
     }
     operands = [_capsule(t) for t in (q, k, v, out)]
     if q.device.type == "cuda":
-        call["stream"] = torch.cuda.current_stream(q.device).cuda_stream
-        # A capsule serves once, so the plan gets its own.
-        again = {
-            name: _capsule(value) if isinstance(value, Tensor) else value
-            for name, value in arguments.items()
-        }
-        plan = plan_attention(*[_capsule(t) for t in (q, k, v, out)], **again)
-        if not plan.ok:
-            raise UnsupportedError(plan.error)
-        workspace = torch.empty(
-            plan.workspace_bytes + _WORKSPACE_SLACK, dtype=torch.uint8, device=q.device
-        )
         with torch.cuda.device(q.device):
-            attention_forward(*operands, **call, workspace=_capsule(workspace))
-        return
-    call["num_threads"] = torch.get_num_threads()
-    attention_forward(*operands, **call)
+            stream = torch.cuda.current_stream().cuda_stream
+            attention_forward(*operands, **call, stream=stream, workspace=_workspace)
+    else:
+        attention_forward(*operands, **call, num_threads=torch.get_num_threads())
+
+
+def _workspace(num_bytes: int) -> Any:
+    """So many bytes on the current CUDA device, as a DLPack capsule."""
+    return _capsule(torch.empty(num_bytes, dtype=torch.uint8, device="cuda"))
 
 
 def _outputs(
@@ -136,23 +126,8 @@ def _attention(
 
 
 @_attention.register_fake
-def _(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    thresholds: Tensor | None,
-    softmax_scale: float | None,
-    causal: bool,
-    q_offset: int | None,
-    window: int | None,
-    window_blocks: int | None,
-    block_q: int,
-    block_kv: int,
-    compute_type: str,
-    backend: str,
-    return_lse: bool,
-    return_stats: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _(q: Tensor, k: Tensor, v: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return_lse, return_stats = others[-2:]
     return _outputs(q, v, q.shape[0], return_lse, return_stats, packed=False)
 
 
@@ -207,28 +182,10 @@ def _attention_varlen(
 
 @_attention_varlen.register_fake
 def _(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_seqlens_q: Tensor,
-    cu_seqlens_k: Tensor,
-    max_seqlen_q: int,
-    max_seqlen_k: int,
-    thresholds: Tensor | None,
-    softmax_scale: float | None,
-    causal: bool,
-    q_offsets: Tensor | None,
-    window: int | None,
-    window_blocks: int | None,
-    block_q: int,
-    block_kv: int,
-    compute_type: str,
-    backend: str,
-    return_lse: bool,
-    return_stats: bool,
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, *others: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    sequences = cu_seqlens_q.shape[0] - 1
-    return _outputs(q, v, sequences, return_lse, return_stats, packed=True)
+    return_lse, return_stats = others[-2:]
+    return _outputs(q, v, cu_seqlens_q.shape[0] - 1, return_lse, return_stats, packed=True)
 
 
 _NO_BACKWARD = (
@@ -244,7 +201,7 @@ _attention.register_autograd(_refuse_backward)
 _attention_varlen.register_autograd(_refuse_backward)
 
 
-def _check_operands(q: Tensor, k: Tensor, v: Tensor, axes: str, others: dict[str, Any]) -> None:
+def _check_operands(q: Tensor, k: Tensor, v: Tensor, axes: str) -> None:
     rank = len(axes.split(","))
     for name, tensor in (("q", q), ("k", k), ("v", v)):
         if not isinstance(tensor, Tensor):
@@ -259,31 +216,57 @@ def _check_operands(q: Tensor, k: Tensor, v: Tensor, axes: str, others: dict[str
             raise InvalidArgumentError(f"{name} is on device {tensor.device}; accepted: cpu, cuda")
         if torch.is_grad_enabled() and tensor.requires_grad:
             raise UnsupportedError(_NO_BACKWARD.format(what=f"{name} requires grad"))
-    for name, other in (("k", k), ("v", v), *others.items()):
-        if other is not None and other.device != q.device:
-            raise InvalidArgumentError(f"{name} is on device {other.device}; q is on {q.device}")
 
 
-def _check_flash_defaults(
-    dropout_p: float,
-    softcap: float,
-    alibi_slopes: Any,
-    block_table: Any,
-    return_attn_probs: bool,
-) -> None:
-    if dropout_p != 0.0:
-        raise UnsupportedError(f"dropout_p is {dropout_p}; accepted: 0 (bsfa is for inference)")
-    if softcap != 0.0:
-        raise UnsupportedError(f"softcap is {softcap}; accepted: 0 (none)")
-    if alibi_slopes is not None:
-        raise UnsupportedError("alibi_slopes was given; accepted: None")
-    if block_table is not None:
-        raise UnsupportedError("block_table was given; accepted: None (contiguous k and v)")
-    if return_attn_probs:
-        raise UnsupportedError(
-            "return_attn_probs is True; accepted: False (the probabilities are never stored; "
-            "return_lse=True gives their normaliser)"
+def _check_thresholds(thresholds: Tensor | None) -> None:
+    if thresholds is None:
+        return
+    if not isinstance(thresholds, Tensor):
+        raise TypeError(
+            f"thresholds is of type {type(thresholds).__name__}; expected torch.Tensor "
+            "(see ThresholdTable.thresholds)"
         )
+    if thresholds.dtype != torch.float32:
+        raise InvalidArgumentError(f"thresholds has dtype {thresholds.dtype}; accepted: float32")
+    if thresholds.dim() not in (2, 3):
+        raise InvalidArgumentError(
+            f"thresholds has shape {list(thresholds.shape)}; expected [num_heads_q, num_q_blocks] "
+            "or [batch, num_heads_q, num_q_blocks]"
+        )
+
+
+def _check_vectors(vectors: dict[str, tuple[Tensor | None, str]]) -> None:
+    for name, (vector, expected) in vectors.items():
+        if vector is None:
+            continue
+        if not isinstance(vector, Tensor):
+            raise TypeError(f"{name} is of type {type(vector).__name__}; expected torch.Tensor")
+        if vector.dtype != torch.int32 or vector.dim() != 1:
+            raise InvalidArgumentError(
+                f"{name} is {vector.dtype} {list(vector.shape)}; expected int32 [{expected}]"
+            )
+
+
+# What flash-attention takes and bsfa does not: the only accepted value, and why or what instead.
+_FLASH_DEFAULTS: dict[str, tuple[Any, str]] = {
+    "dropout_p": (0.0, "0 (bsfa is for inference)"),
+    "softcap": (0.0, "0 (none)"),
+    "alibi_slopes": (None, "None"),
+    "block_table": (None, "None (contiguous k and v)"),
+    "return_attn_probs": (
+        False,
+        "False (the probabilities are never stored; return_lse=True gives their normaliser)",
+    ),
+}
+
+
+def _check_flash_defaults(**given: Any) -> None:
+    for name, value in given.items():
+        default, accepted = _FLASH_DEFAULTS[name]
+        if value is default or (isinstance(value, (int, float)) and value == default):
+            continue
+        what = "was given" if isinstance(value, Tensor) else f"is {value}"
+        raise UnsupportedError(f"{name} {what}; accepted: {accepted}")
 
 
 def _window(causal: bool, window_size: tuple[int, int]) -> tuple[bool, int | None]:
@@ -308,27 +291,60 @@ def _unit_stride(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
-def _check_thresholds(thresholds: Tensor | None) -> None:
-    if thresholds is None:
-        return
-    if not isinstance(thresholds, Tensor):
-        raise TypeError(
-            f"thresholds is of type {type(thresholds).__name__}; expected torch.Tensor "
-            "(see ThresholdTable.thresholds)"
-        )
-    if thresholds.dtype != torch.float32:
-        raise InvalidArgumentError(f"thresholds has dtype {thresholds.dtype}; accepted: float32")
-    if thresholds.dim() not in (2, 3):
-        raise InvalidArgumentError(
-            f"thresholds has shape {list(thresholds.shape)}; expected [num_heads_q, num_q_blocks] "
-            "or [batch, num_heads_q, num_q_blocks]"
-        )
+def _contiguous(argument: Any) -> Any:
+    return argument.contiguous() if isinstance(argument, Tensor) else argument
 
 
-def _results(
-    results: tuple[Tensor, Tensor, Tensor, Tensor], return_lse: bool, return_stats: bool
+def _attend(
+    operator: Any,
+    axes: str,
+    operands: tuple[Tensor, Tensor, Tensor],
+    sequences: tuple[Any, ...],
+    offset: Any,
+    vectors: dict[str, tuple[Tensor | None, str]],
+    *,
+    softmax_scale: float | None,
+    causal: bool,
+    window_size: tuple[int, int],
+    thresholds: Tensor | None,
+    sliding_window_blocks: int | None,
+    block: tuple[int, int],
+    compute_type: str,
+    backend: str,
+    return_lse: bool,
+    return_stats: bool,
+    **flash: Any,
 ) -> Any:
-    out, lse, kept, visible = results
+    """What both functions have in common: the checks, the call, the results asked for.
+
+    sequences: the operator's arguments between v and thresholds; offset: the one after causal.
+    """
+    _check_thresholds(thresholds)
+    _check_operands(*operands, axes)
+    _check_vectors(vectors)
+    others = {"thresholds": thresholds, **{name: vector for name, (vector, _) in vectors.items()}}
+    device = operands[0].device
+    for name, other in (("k", operands[1]), ("v", operands[2]), *others.items()):
+        if other is not None and other.device != device:
+            raise InvalidArgumentError(f"{name} is on device {other.device}; q is on {device}")
+    _check_flash_defaults(**flash)
+    causal, window = _window(causal, window_size)
+    out, lse, kept, visible = operator(
+        *(_unit_stride(t) for t in operands),
+        *(_contiguous(argument) for argument in sequences),
+        None if thresholds is None else _unit_stride(thresholds),
+        softmax_scale,
+        causal,
+        _contiguous(offset),
+        window,
+        sliding_window_blocks,
+        block[0],
+        block[1],
+        compute_type,
+        backend,
+        return_lse,
+        return_stats,
+    )
     if not return_lse and not return_stats:
         return out
     answer: list[Any] = [out]
@@ -388,28 +404,29 @@ def flash_attn_func(
         out [batch, seqlen_q, num_heads_q, head_dim_v], dtype of q; or a tuple (out, lse, stats) of
         those asked for.
     """
-    _check_thresholds(thresholds)
-    _check_operands(q, k, v, "batch, seqlen, num_heads, head_dim", {"thresholds": thresholds})
-    _check_flash_defaults(dropout_p, softcap, alibi_slopes, block_table, return_attn_probs)
-    causal, window = _window(causal, window_size)
-    results = _attention(
-        _unit_stride(q),
-        _unit_stride(k),
-        _unit_stride(v),
-        None if thresholds is None else _unit_stride(thresholds),
-        softmax_scale,
-        causal,
+    return _attend(
+        _attention,
+        "batch, seqlen, num_heads, head_dim",
+        (q, k, v),
+        (),
         q_offset,
-        window,
-        sliding_window_blocks,
-        block[0],
-        block[1],
-        compute_type,
-        backend,
-        return_lse,
-        return_stats,
+        {},
+        softmax_scale=softmax_scale,
+        causal=causal,
+        window_size=window_size,
+        thresholds=thresholds,
+        sliding_window_blocks=sliding_window_blocks,
+        block=block,
+        compute_type=compute_type,
+        backend=backend,
+        return_lse=return_lse,
+        return_stats=return_stats,
+        dropout_p=dropout_p,
+        softcap=softcap,
+        alibi_slopes=alibi_slopes,
+        block_table=block_table,
+        return_attn_probs=return_attn_probs,
     )
-    return _results(results, return_lse, return_stats)
 
 
 def flash_attn_varlen_func(
@@ -456,45 +473,30 @@ def flash_attn_varlen_func(
     Returns:
         out [total_q, num_heads_q, head_dim_v], or a tuple (out, lse, stats) of those asked for.
     """
-    _check_thresholds(thresholds)
-    _check_operands(
-        q,
-        k,
-        v,
+    return _attend(
+        _attention_varlen,
         "total_tokens, num_heads, head_dim",
+        (q, k, v),
+        (cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k),
+        q_offsets,
         {
-            "thresholds": thresholds,
-            "cu_seqlens_q": cu_seqlens_q,
-            "cu_seqlens_k": cu_seqlens_k,
-            "q_offsets": q_offsets,
+            "cu_seqlens_q": (cu_seqlens_q, "batch + 1"),
+            "cu_seqlens_k": (cu_seqlens_k, "batch + 1"),
+            "q_offsets": (q_offsets, "batch"),
         },
+        softmax_scale=softmax_scale,
+        causal=causal,
+        window_size=window_size,
+        thresholds=thresholds,
+        sliding_window_blocks=sliding_window_blocks,
+        block=block,
+        compute_type=compute_type,
+        backend=backend,
+        return_lse=return_lse,
+        return_stats=return_stats,
+        dropout_p=dropout_p,
+        softcap=softcap,
+        alibi_slopes=alibi_slopes,
+        block_table=block_table,
+        return_attn_probs=return_attn_probs,
     )
-    _check_flash_defaults(dropout_p, softcap, alibi_slopes, block_table, return_attn_probs)
-    for name, offsets in (("cu_seqlens_q", cu_seqlens_q), ("cu_seqlens_k", cu_seqlens_k)):
-        if offsets.dtype != torch.int32 or offsets.dim() != 1:
-            raise InvalidArgumentError(
-                f"{name} is {offsets.dtype} {list(offsets.shape)}; expected int32 [batch + 1]"
-            )
-    causal, window = _window(causal, window_size)
-    results = _attention_varlen(
-        _unit_stride(q),
-        _unit_stride(k),
-        _unit_stride(v),
-        cu_seqlens_q.contiguous(),
-        cu_seqlens_k.contiguous(),
-        max_seqlen_q,
-        max_seqlen_k,
-        None if thresholds is None else _unit_stride(thresholds),
-        softmax_scale,
-        causal,
-        None if q_offsets is None else q_offsets.contiguous(),
-        window,
-        sliding_window_blocks,
-        block[0],
-        block[1],
-        compute_type,
-        backend,
-        return_lse,
-        return_stats,
-    )
-    return _results(results, return_lse, return_stats)

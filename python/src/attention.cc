@@ -28,6 +28,7 @@ struct Call {
   std::shared_ptr<Executor> executor;
   std::uint8_t* workspace = nullptr;
   std::int64_t workspace_bytes = 0;
+  nb::handle allocate;  // called with a number of bytes if no workspace was given
 };
 
 void set_policy(Call* call, nb::handle thresholds, std::optional<Pair> thresholds_block,
@@ -96,6 +97,11 @@ void set_sequences(Call* call, nb::handle cu_seqlens_q, nb::handle cu_seqlens_k,
   params.q_offsets = per_sequence("q_offsets", q_offsets);
 }
 
+void set_workspace(Call* call, nb::handle workspace) {
+  call->workspace =
+      call->borrow.vector<std::uint8_t>("workspace", workspace, &call->workspace_bytes);
+}
+
 Call make_call(nb::handle q, nb::handle k, nb::handle v, nb::handle out,
                std::optional<float> softmax_scale, bool causal,
                std::optional<std::int64_t> q_offset, std::int64_t kv_offset,
@@ -141,7 +147,11 @@ Call make_call(nb::handle q, nb::handle k, nb::handle v, nb::handle out,
   params.visible_blocks = call.borrow.view<std::int64_t, 2>("visible_blocks", visible_blocks);
   params.kept_mask = call.borrow.view<std::uint8_t, 4>("kept_mask", kept_mask);
   params.block_max = call.borrow.view<float, 4>("block_max", block_max);
-  call.workspace = call.borrow.vector<std::uint8_t>("workspace", workspace, &call.workspace_bytes);
+  if (PyCallable_Check(workspace.ptr()) != 0) {
+    call.allocate = workspace;
+  } else {
+    set_workspace(&call, workspace);
+  }
   params.device = call.borrow.device();
   params.backend = backend;
   params.stream = reinterpret_cast<void*>(stream);
@@ -162,6 +172,10 @@ template <typename... Args>
 void forward(Args... args) {
   Call call = make_call(args...);
   AttentionParams& params = call.params;
+  if (call.allocate.is_valid()) {
+    const std::size_t bytes = workspace_size(params);
+    if (bytes > 0) set_workspace(&call, call.allocate(bytes + kWorkspaceAlignment));
+  }
   const nb::gil_scoped_release released;
   AlignedBuffer own;
   if (call.workspace != nullptr) {
@@ -208,7 +222,8 @@ kept_mask: uint8, block_max: float32 [batch, num_heads_q, q_blocks, kv_blocks] (
 backend: a name from backends(); empty: the best that serves the call
 stream: cudaStream_t as an integer
 num_threads: CPU threads; default all
-workspace: uint8 bytes, plan(...).workspace_bytes + 256; on the CPU allocated for the call if None
+workspace: uint8 bytes, plan(...).workspace_bytes + 256; or a function that is called with a number
+    of bytes and returns such a tensor; on the CPU allocated for the call if None
 
 Raises bsfa.Error before anything is written.)";
 

@@ -7,11 +7,13 @@ environment (`BSFA_MODE`, `BSFA_THRESHOLDS`, `BSFA_BUDGET`).
 
 from bsfa.hf.api import disable, enable, set_budget, set_mode, stats
 from bsfa.hf.attention import register
+from bsfa.hf.sparge import Sparge
 from bsfa.hf.statistics import LayerStats, ModelStats
 
 __all__ = [
     "LayerStats",
     "ModelStats",
+    "Sparge",
     "disable",
     "enable",
     "register",

@@ -20,6 +20,7 @@ from bsfa.hf.state import (
     put_state,
     state_of,
 )
+from bsfa.hf.sparge import Sparge
 from bsfa.hf.statistics import ModelStats
 
 _COMPUTE_TYPES = ("native", "float32", "bfloat16")
@@ -75,6 +76,7 @@ def enable(
     budget: int | None = None,
     *,
     mode: str | None = None,
+    sparge: Sparge | None = None,
     compute_type: str = "native",
     backend: str = "",
 ) -> None:
@@ -86,8 +88,9 @@ def enable(
             Default: the environment's BSFA_THRESHOLDS.
         budget: key/value blocks that a query block keeps beside its diagonal; one of the file's.
             Default: BSFA_BUDGET, then the budget that the file recommends.
-        mode: threshold (the method), dense, or sliding_window (the paper's baseline).
+        mode: threshold (the method), dense, sliding_window or sparge (the paper's baselines).
             Default: BSFA_MODE, then threshold with thresholds and dense without.
+        sparge: for mode sparge, which runs the package spas_sage_attn: how much that keeps.
         compute_type: native, float32 or bfloat16 (inputs rounded to it).
         backend: a name from `bsfa.backends()`; empty: the best that serves the call.
 
@@ -105,12 +108,16 @@ def enable(
         )
     config = text_config(model)
     shape = model_shape(model)
-    settings = Settings(shape, mode, thresholds, budget)
+    settings = Settings(shape, mode, thresholds, budget, sparge)
     old = find_state(config)
     previous = old.previous if old is not None else config._attn_implementation or "eager"
     if previous == NAME:  # loaded with attn_implementation="bsfa", and not yet run
         previous = state_of(attention_layers(model, config)[0]).previous
-    put_state(config, State(settings, previous, shape, compute_type, backend))
+    state = State(settings, previous, shape, compute_type, backend)
+    for module in attention_layers(model, config):
+        state.modules[module.layer_idx] = module
+    state.traceable = len(state.modules) == shape.num_layers
+    put_state(config, state)
     try:
         _switch(model, config, NAME)
         if config._attn_implementation != NAME:
@@ -139,15 +146,17 @@ def set_budget(model: Any, budget: int) -> None:
     """Changes the number of blocks kept; the next forward pass uses it."""
     _, state = _enabled(model)
     old = state.settings
-    state.settings = Settings(state.shape, old.mode, old.table, budget)
+    state.settings = Settings(state.shape, old.mode, old.table, budget, old.sparge)
 
 
-def set_mode(model: Any, mode: str, budget: int | None = None) -> None:
-    """Changes the mode (and, if given, the budget); the next forward pass uses it."""
+def set_mode(
+    model: Any, mode: str, budget: int | None = None, *, sparge: Sparge | None = None
+) -> None:
+    """Changes the mode (and, if given, its parameters); the next forward pass uses it."""
     _, state = _enabled(model)
     old = state.settings
     budget = old.budget if budget is None else budget
-    state.settings = Settings(state.shape, mode, old.table, budget)
+    state.settings = Settings(state.shape, mode, old.table, budget, sparge or old.sparge)
 
 
 def disable(model: Any) -> None:

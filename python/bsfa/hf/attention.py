@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, masking_utils
 
 from bsfa.errors import UnsupportedError
-from bsfa.hf.masks import MaskPlan, build_mask, find_plan, make_plan, placeholder
+from bsfa.hf import compiled, prefill
+from bsfa.hf.masks import MaskPlan, build_mask, find_plan, is_placeholder, make_plan, placeholder
+from bsfa.hf.padding import Padding
 from bsfa.hf.state import State, find_state, state_of
-from bsfa.ops import run_attention
 
 NAME = "bsfa"
 
@@ -56,15 +57,15 @@ def mask_function(**arguments: Any) -> Tensor | None:
         q_length = len(arguments["cache_position"])
     if q_length < MIN_QUERIES:
         return build_mask(previous, arguments)
+    if torch.compiler.is_compiling() and compiled.can_trace_mask(arguments):
+        return compiled.causal_mask(arguments)
     return _prefill_mask(previous, arguments)
 
 
 @torch.compiler.disable
 def _prefill_mask(previous: str, arguments: dict[str, Any]) -> Tensor | None:
     plan = make_plan(arguments)
-    if plan is None:
-        return build_mask(previous, arguments)
-    return placeholder(plan, arguments.get("device", "cpu"))
+    return build_mask(previous, arguments) if plan is None else placeholder(plan)
 
 
 def attention_forward(
@@ -82,8 +83,16 @@ def attention_forward(
     """
     state = state_of(module)
     if query.shape[2] < MIN_QUERIES:
-        state.decode_calls += 1
+        if not torch.compiler.is_compiling():  # a count in a graph would compile it anew each time
+            state.decode_calls += 1
         return state.previous_function(module)(module, query, key, value, attention_mask, **kwargs)
+    if (
+        torch.compiler.is_compiling()
+        and state.traceable
+        and (attention_mask is None or is_placeholder(attention_mask))
+        and _refused_arguments(query, key, value, kwargs) is None
+    ):
+        return compiled.attention(state, module, query, key, value, attention_mask, kwargs), None
     return _prefill(state, module, query, key, value, attention_mask, kwargs)
 
 
@@ -101,11 +110,13 @@ def _prefill(
     if plan is None and attention_mask is None:
         plan = _plan_without_mask(module, query, key, kwargs)
     layer = int(getattr(module, "layer_idx", 0) or 0)
-    reason = _refusal(plan, query, key, value, attention_mask, kwargs)
+    reason = _refused_arguments(query, key, value, kwargs)
+    reason = reason or _refusal(plan, query, key, value, attention_mask)
     if reason is None:
         assert plan is not None
         try:
-            return _run(state, layer, plan, query, key, value, kwargs.get("scaling")), None
+            out = prefill.run(state, layer, plan, query, key, value, kwargs.get("scaling"))
+            return out, None
         except UnsupportedError as error:
             reason = str(error)
     if state.observer is not None:
@@ -127,18 +138,13 @@ def _plan_without_mask(
     window = kwargs.get("sliding_window")
     if not causal or key.shape[2] != length or (window is not None and window < length):
         return None
-    return MaskPlan(batch, length, length, 0, None, [(0, length)] * batch, {})
+    return MaskPlan(batch, length, length, 0, None, Padding([(0, length)] * batch), {})
 
 
-def _refusal(
-    plan: MaskPlan | None,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    kwargs: dict[str, Any],
+def _refused_arguments(
+    query: Tensor, key: Tensor, value: Tensor, kwargs: dict[str, Any]
 ) -> str | None:
-    """Why this call is not for bsfa, in words; None if it is."""
+    """Which argument of this call is not for bsfa, in words; None if none is."""
     for name, given in kwargs.items():
         if name not in _KNOWN_ARGUMENTS and given is not None:
             what = "attention sinks (s_aux)" if name == "s_aux" else f"the argument {name}"
@@ -153,7 +159,18 @@ def _refusal(
         query.requires_grad or key.requires_grad or value.requires_grad
     ):
         return "gradients are recorded (use torch.no_grad() or torch.inference_mode())"
-    if plan is None:
+    return None
+
+
+def _refusal(
+    plan: MaskPlan | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+) -> str | None:
+    """Why this call is not for bsfa, in words; None if it is."""
+    if plan is None or plan.padding is None:
         kind = "no mask and is not plain causal"
         if attention_mask is not None:
             kind = "a mask that is not causal or windowed over sequences padded at their ends"
@@ -175,102 +192,4 @@ def _refusal(
     return None
 
 
-def _run(
-    state: State,
-    layer: int,
-    plan: MaskPlan,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scaling: float | None,
-) -> Tensor:
-    settings = state.settings
-    heads = query.shape[1]
-    window = plan.window if plan.window is not None and plan.window < plan.kv_length else None
-    policy: dict[str, Any] = {}
-    attention, reason = settings.mode, None
-    if window is not None:
-        attention = "windowed"
-        if settings.mode != "dense":
-            reason = f"the model's own window of {window} tokens; the gate is for full attention"
-    elif settings.mode == "threshold":
-        policy["thresholds"] = settings.thresholds(layer, query.device)
-        reached = plan.q_offset + plan.q_length
-        if settings.table is not None and reached > settings.table.max_seqlen:
-            state.warn_once(
-                f"a prompt of {reached} tokens is beyond the {settings.table.max_seqlen} that the "
-                "thresholds were calibrated on; the last ones are used for the rest"
-            )
-    elif settings.mode == "sliding_window":
-        policy["window_blocks"] = settings.budget
-
-    q, k, v = (t.transpose(1, 2) for t in (query, key, value))
-    out = query.new_zeros((query.shape[0], query.shape[2], heads, value.shape[3]))
-    kept, visible = [], []
-    for first, last, (start, end) in _equal_spans(plan.spans):
-        # Positions count from the first real token; rows of padding are no tokens and stay zero.
-        top = max(0, start - plan.q_offset)
-        bottom = min(plan.q_length, end - plan.q_offset)
-        if bottom <= top:
-            continue
-        keys = slice(start, min(end, plan.q_offset + bottom))
-        counts = query.new_empty((2, last - first, heads), dtype=torch.int64)
-        maxima = None
-        observed = state.observer is not None and window is None
-        if observed:
-            maxima = _block_maxima(
-                plan.q_offset + top - start, bottom - top, keys, counts, settings.block
-            )
-        run_attention(
-            _rows(q, first, last, slice(top, bottom)),
-            _rows(k, first, last, keys),
-            _rows(v, first, last, keys),
-            out[first:last, top:bottom],
-            softmax_scale=scaling,
-            causal=True,
-            q_offset=plan.q_offset + top - start,
-            window=window,
-            block=settings.block,
-            compute_type=state.compute_type,
-            backend=state.backend,
-            kept_blocks=counts[0],
-            visible_blocks=counts[1],
-            block_max=maxima,
-            **policy,
-        )
-        if state.observer is not None:
-            state.observer(layer, plan, maxima, bottom - top)
-        kept.append(counts[0])
-        visible.append(counts[1])
-    if kept:
-        state.record(layer, attention, reason, torch.cat(kept), torch.cat(visible))
-    return out
-
-
-def _block_maxima(
-    q_offset: int, rows: int, keys: slice, like: Tensor, block: tuple[int, int]
-) -> Tensor:
-    """Room for the block maxima of a call: float32 [batch, heads, q blocks, kv blocks]."""
-    first = q_offset // block[0]
-    q_blocks = (q_offset + rows - 1) // block[0] + 1 - first
-    kv_blocks = -(-(keys.stop - keys.start) // block[1])
-    return like.new_empty((*like.shape[1:], q_blocks, kv_blocks), dtype=torch.float32)
-
-
-def _equal_spans(
-    spans: list[tuple[int, int]],
-) -> list[tuple[int, int, tuple[int, int]]]:
-    """Runs of neighbouring sequences that stand alike: (first, last, span), last exclusive."""
-    runs: list[tuple[int, int, tuple[int, int]]] = []
-    for index, span in enumerate(spans):
-        if runs and runs[-1][2] == span:
-            runs[-1] = (runs[-1][0], index + 1, span)
-        else:
-            runs.append((index, index + 1, span))
-    return runs
-
-
-def _rows(tensor: Tensor, first: int, last: int, rows: slice) -> Tensor:
-    """Rows of some sequences, [batch, seqlen, heads, head_dim], with a dense last axis."""
-    view = tensor[first:last, rows]
-    return view if view.stride(-1) == 1 else view.contiguous()
+compiled.connect(_prefill, masking_utils.causal_mask_function)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from transformers import masking_utils
 
-__all__ = ["MaskPlan", "find_plan", "make_plan", "placeholder"]
+from bsfa.hf.padding import Padding, read_padding
 
-Span = tuple[int, int]
+__all__ = ["MaskPlan", "build_mask", "find_plan", "is_placeholder", "make_plan", "placeholder"]
 
 
 @dataclass(eq=False)
@@ -28,8 +28,8 @@ class MaskPlan:
     """Key row at which query row 0 stands, tokens."""
     window: int | None
     """The model's own window, tokens."""
-    spans: list[Span]
-    """Of each sequence: the first real key row and the row after the last one."""
+    padding: Padding | None
+    """Where the real tokens are; None if padding is inside a sequence, which bsfa leaves alone."""
     arguments: dict[str, Any]
     """What Transformers asked for, less the configuration: other masks are built from it."""
 
@@ -82,27 +82,6 @@ def _window_of(mask_function: Callable[..., Any]) -> tuple[bool, int | None]:
     return (True, window) if isinstance(window, int) and window >= 1 else (False, None)
 
 
-def _spans(attention_mask: Tensor | None, batch: int, first: int, end: int) -> list[Span] | None:
-    """The real key rows of each sequence in [first, end), relative to first.
-
-    None if the padding of a sequence is not at its ends.
-    """
-    length = max(0, end - first)
-    if attention_mask is None:
-        return [(0, length)] * batch
-    real = attention_mask[:, first:end].to(device="cpu", dtype=torch.bool)
-    if real.shape[0] != batch:
-        return None
-    spans = []
-    for row in real:
-        count = int(row.sum())
-        start = int(row.to(torch.uint8).argmax()) if count else 0
-        if not bool(row[start : start + count].all()):
-            return None
-        spans.append((start, start + count))
-    return spans
-
-
 def make_plan(arguments: dict[str, Any]) -> MaskPlan | None:
     """The plan of a mask that Transformers asks for; None if it is of another kind."""
     recognised, window = _window_of(arguments["mask_function"])
@@ -118,33 +97,40 @@ def make_plan(arguments: dict[str, Any]) -> MaskPlan | None:
     if q_offset < kv_offset:
         return None
     end = min(q_offset + q_length, kv_offset + kv_length)
-    spans = _spans(arguments.get("attention_mask"), batch, kv_offset, end)
-    if spans is None:
+    attention_mask = arguments.get("attention_mask")
+    if attention_mask is not None and attention_mask.shape[0] != batch:
         return None
+    padding = read_padding(attention_mask, batch, kv_offset, end)
     # A plan may outlive the forward pass: it must not keep the model alive.
     arguments = {name: value for name, value in arguments.items() if name != "config"}
     if "q_offset" in arguments:  # a static cache gives a tensor, which it then writes to
         arguments["q_offset"] = q_offset
-    return MaskPlan(batch, q_length, kv_length, q_offset - kv_offset, window, spans, arguments)
+    return MaskPlan(batch, q_length, kv_length, q_offset - kv_offset, window, padding, arguments)
 
 
 # A mask reaches the attention layers through the model's own code, which may copy it or move it to
 # another device. So what travels is a tensor of two numbers that names its plan twice: as an
 # attribute, and by the first number. Its dtype and shape fit no attention, so that one which went
-# astray is an error and not a wrong result.
+# astray is an error and not a wrong result. It lives on the CPU: reading it waits for nothing.
 _RECENT: collections.deque[tuple[int, MaskPlan]] = collections.deque(maxlen=8)
 _NUMBERS = itertools.count(1)
+_SHAPE = (1, 1, 1, 2)
 
 
-def placeholder(plan: MaskPlan, device: torch.device | str) -> Tensor:
+def placeholder(plan: MaskPlan) -> Tensor:
     """A tensor int64 [1, 1, 1, 2] that stands for the plan."""
     number = next(_NUMBERS)
     _RECENT.append((number, plan))
     for _, old in list(_RECENT)[:-4]:  # a model has few kinds of mask; masks are large
         old.forget()
-    tensor = torch.tensor([[[[number, -1]]]], dtype=torch.int64, device=device)
+    tensor = torch.tensor([number, -1], dtype=torch.int64).view(_SHAPE)
     tensor._bsfa_plan = plan  # type: ignore[attr-defined]
     return tensor
+
+
+def is_placeholder(mask: Any) -> bool:
+    """Whether this is no mask but stands for a plan."""
+    return isinstance(mask, Tensor) and mask.dtype == torch.int64 and mask.shape == _SHAPE
 
 
 def find_plan(mask: Any) -> MaskPlan | None:
@@ -152,6 +138,6 @@ def find_plan(mask: Any) -> MaskPlan | None:
     plan = getattr(mask, "_bsfa_plan", None)
     if plan is not None:
         return plan
-    if isinstance(mask, Tensor) and mask.dtype == torch.int64 and mask.shape == (1, 1, 1, 2):
+    if is_placeholder(mask):
         return dict(_RECENT).get(int(mask[0, 0, 0, 0]))
     return None

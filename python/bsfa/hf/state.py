@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import warnings
@@ -16,9 +17,11 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from bsfa._core import ThresholdTable
 from bsfa.errors import FallbackWarning, InvalidArgumentError, UnsupportedError
+from bsfa.hf import sparge as sparge_attention
+from bsfa.hf.sparge import Sparge
 from bsfa.hf.statistics import LayerStats, ModelStats
 
-MODES = ("dense", "threshold", "sliding_window")
+MODES = ("dense", "threshold", "sliding_window", "sparge")
 
 
 def as_table(thresholds: str | os.PathLike[str] | ThresholdTable) -> ThresholdTable:
@@ -37,15 +40,11 @@ class Settings:
         mode: str | None,
         thresholds: str | os.PathLike[str] | ThresholdTable | None,
         budget: int | None,
+        sparge: Sparge | None = None,
     ) -> None:
         table = None if thresholds is None else as_table(thresholds)
         if mode is None:
             mode = "dense" if table is None else "threshold"
-        if mode == "sparge":
-            raise UnsupportedError(
-                "mode 'sparge' runs the CUDA kernels of the package spas_sage_attn, for which this "
-                f"build of bsfa has no side; accepted: {', '.join(MODES)}"
-            )
         if mode not in MODES:
             raise InvalidArgumentError(f"mode is {mode!r}; accepted: {', '.join(MODES)}")
         if budget is not None and (isinstance(budget, bool) or not isinstance(budget, int)):
@@ -69,6 +68,9 @@ class Settings:
                 f"budget is {budget}; mode 'sliding_window' needs the number of blocks to keep "
                 "before the diagonal, 0 or more"
             )
+        self.sparge = Sparge() if sparge is None else sparge
+        if mode == "sparge":
+            sparge_attention.check(self.sparge)
         self.mode = mode
         self.table = table
         self.budget = budget
@@ -79,6 +81,8 @@ class Settings:
             else None
         )
         self._on_device: dict[torch.device, Tensor] = {}
+        if self._values is not None:  # not in the first forward pass, which may be a timed one
+            self.thresholds(0, shape.device)
 
     @property
     def block(self) -> tuple[int, int]:
@@ -105,6 +109,8 @@ class ModelShape:
             head_dim = getattr(config, "head_dim", None) or config.hidden_size // self.num_heads_q
             scale = head_dim**-0.5
         self.softmax_scale = float(scale)
+        parameter = next(attention.parameters(), None)
+        self.device = torch.device("cpu") if parameter is None else parameter.device
 
 
 class State:
@@ -120,6 +126,10 @@ class State:
         self.backend = backend
         self.observer: Callable[..., None] | None = None
         self.decode_calls = 0
+        self.number = next(_NUMBERS)
+        self.modules: weakref.WeakValueDictionary[int, nn.Module] = weakref.WeakValueDictionary()
+        self.traceable = False  # whether `modules` holds every layer, for compiled graphs
+        _BY_NUMBER[self.number] = self
         self._layers: dict[int, tuple[str, str | None, Tensor | None, Tensor | None]] = {}
         self._fallbacks: Counter[str] = Counter()
         self._warned: set[str] = set()
@@ -154,9 +164,14 @@ class State:
         self.warn_once(f"attention falls back to {self.previous!r}: {reason}")
 
     def record(
-        self, layer: int, attention: str, reason: str | None, kept: Tensor, visible: Tensor
+        self,
+        layer: int,
+        attention: str,
+        reason: str | None,
+        kept: Tensor | None,
+        visible: Tensor | None,
     ) -> None:
-        """Notes what a layer did. kept, visible: int64 [calls, num_heads_q], not yet read."""
+        """Notes what a layer did. kept, visible: int64 [batch, num_heads_q], not yet read."""
         self._record(layer, attention, reason, kept, visible)
 
     def _record(self, layer: int, *entry: Any) -> None:
@@ -178,6 +193,22 @@ class State:
             dict(self._fallbacks),
             self.decode_calls,
         )
+
+
+# What a compiled graph knows a model by.
+_NUMBERS = itertools.count(1)
+_BY_NUMBER: weakref.WeakValueDictionary[int, State] = weakref.WeakValueDictionary()
+
+
+def module_of(number: int, layer: int) -> tuple[State, nn.Module]:
+    """The state that has this number, and its attention layer of this index."""
+    state = _BY_NUMBER.get(number)
+    module = None if state is None else state.modules.get(layer)
+    if state is None or module is None:
+        raise InvalidArgumentError(
+            f"a compiled graph calls layer {layer} of a model that is not enabled any more"
+        )
+    return state, module
 
 
 # By identity of the (text) configuration, which attention layers and masks both have at hand.
@@ -218,10 +249,13 @@ def state_of(module: nn.Module) -> State:
 
     A model that was loaded with attn_implementation="bsfa" gets one from the environment.
     """
+    state = find_state(module.config)
+    return _state_from_environment(module) if state is None else state
+
+
+@torch.compiler.disable
+def _state_from_environment(module: nn.Module) -> State:
     config = module.config
-    state = find_state(config)
-    if state is not None:
-        return state
     shape = ModelShape(type(config).__name__.removesuffix("Config"), config, module)
     settings = Settings(shape, *environment())
     previous = "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"

@@ -12,11 +12,12 @@ class LayerStats:
 
     layer: int
     attention: str
-    """threshold, sliding_window, dense; windowed (the model's own window); previous (fallback)."""
+    """threshold, sliding_window, dense, sparge; windowed (the model's own window); previous (a
+    fallback)."""
     reason: str | None = None
     """Why the mode that is set did not apply to this layer; None if it did."""
     kept_blocks: tuple[int, ...] = ()
-    """By query head, summed over the batch; empty if the layer fell back."""
+    """By query head, summed over the batch; empty if the layer fell back or ran sparge."""
     visible_blocks: tuple[int, ...] = ()
 
     @property
@@ -44,7 +45,8 @@ class ModelStats:
     fallbacks: dict[str, int] = field(default_factory=dict)
     """Calls that went to the previous attention since enable, by reason."""
     decode_calls: int = 0
-    """Calls of fewer than 32 queries since enable; they run the previous attention."""
+    """Calls of fewer than 32 queries since enable; they run the previous attention. Those inside a
+    compiled graph are not counted."""
 
     @property
     def density(self) -> float:

@@ -1,0 +1,144 @@
+"""The same under torch.compile: operators that the compiler does not look into.
+
+A layer's prefill looks up settings, masks and devices in ways that a tracer cannot follow, and that
+may change between calls. So the traced graph holds one operator for it, which does the looking when
+it runs; settings changed later hold without compiling anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bsfa.hf.masks import make_plan, placeholder
+from bsfa.hf.state import State, module_of
+
+_eager_prefill: Callable[..., tuple[Tensor, Tensor | None]]
+_causal: Callable[..., Any]
+
+
+def connect(eager_prefill: Callable[..., Any], causal_mask_function: Callable[..., Any]) -> None:
+    """What the operators run; given from outside, since it knows this module."""
+    global _eager_prefill, _causal
+    _eager_prefill, _causal = eager_prefill, causal_mask_function
+
+
+@torch.library.custom_op("bsfa::model_attention", mutates_args=())
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    model: int,
+    layer: int,
+    scaling: float | None,
+    is_causal: bool | None,
+    sliding_window: int | None,
+) -> Tensor:
+    state, module = module_of(model, layer)
+    arguments: dict[str, Any] = {"dropout": 0.0, "scaling": scaling}
+    if is_causal is not None:
+        arguments["is_causal"] = is_causal
+    if sliding_window is not None:
+        arguments["sliding_window"] = sliding_window
+    return _eager_prefill(state, module, query, key, value, mask, arguments)[0].contiguous()
+
+
+@_attention.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, *others: Any) -> Tensor:
+    batch, heads, length, _ = query.shape
+    return query.new_empty((batch, length, heads, value.shape[3]))
+
+
+def attention(
+    state: State,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    kwargs: dict[str, Any],
+) -> Tensor:
+    """A prefill whose arguments are those that bsfa knows, and whose mask is a placeholder."""
+    return _attention(
+        query,
+        key,
+        value,
+        mask,
+        state.number,
+        module.layer_idx,
+        kwargs.get("scaling"),
+        kwargs.get("is_causal"),
+        kwargs.get("sliding_window"),
+    )
+
+
+@torch.library.custom_op("bsfa::model_mask", mutates_args=())
+def _mask(
+    attention_mask: Tensor | None,
+    batch: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int,
+    kv_offset: int,
+    allow_is_causal_skip: bool,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    plan = make_plan(
+        {
+            "mask_function": _causal,
+            "attention_mask": attention_mask,
+            "batch_size": batch,
+            "q_length": q_length,
+            "kv_length": kv_length,
+            "q_offset": q_offset,
+            "kv_offset": kv_offset,
+            "allow_is_causal_skip": allow_is_causal_skip,
+            "dtype": dtype,
+            "device": device,
+            "use_vmap": False,
+        }
+    )
+    assert plan is not None  # see can_trace_mask
+    return placeholder(plan)
+
+
+@_mask.register_fake
+def _(attention_mask: Tensor | None, *others: Any) -> Tensor:
+    return torch.empty((1, 1, 1, 2), dtype=torch.int64)
+
+
+def can_trace_mask(arguments: dict[str, Any]) -> bool:
+    """Whether the mask is plain causal over a batch of sequences, described by numbers.
+
+    Others are closures that a tracer cannot take apart: they break the graph once a forward pass.
+    """
+    attention_mask = arguments.get("attention_mask")
+    return (
+        arguments["mask_function"] is _causal
+        and "cache_position" not in arguments
+        and isinstance(arguments.get("q_offset", 0), int)
+        and isinstance(arguments.get("kv_offset", 0), int)
+        and arguments.get("q_offset", 0) >= arguments.get("kv_offset", 0)
+        and (attention_mask is None or attention_mask.shape[0] == arguments["batch_size"])
+        and not arguments.get("use_vmap", False)
+    )
+
+
+def causal_mask(arguments: dict[str, Any]) -> Tensor:
+    """The placeholder of a mask that `can_trace_mask` accepts."""
+    return _mask(
+        arguments.get("attention_mask"),
+        arguments["batch_size"],
+        arguments["q_length"],
+        arguments["kv_length"],
+        arguments.get("q_offset", 0),
+        arguments.get("kv_offset", 0),
+        arguments.get("allow_is_causal_skip", True),
+        arguments.get("dtype", torch.float32),
+        arguments["device"],
+    )

@@ -1,0 +1,156 @@
+"""One attention layer of a prefill: which kernel call it is, and what is noted about it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bsfa.hf import sparge
+from bsfa.hf.masks import MaskPlan
+from bsfa.hf.padding import Padding
+from bsfa.hf.state import State
+from bsfa.ops import run_attention
+
+
+def run(
+    state: State,
+    layer: int,
+    plan: MaskPlan,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float | None,
+) -> Tensor:
+    """query [batch, heads, seqlen_q, head_dim] and so on -> [batch, seqlen_q, heads, head_dim_v].
+
+    Raises UnsupportedError if no backend serves the call. Waits for nothing on a GPU.
+    """
+    settings = state.settings
+    window = plan.window if plan.window is not None and plan.window < plan.kv_length else None
+    policy: dict[str, Any] = {}
+    attention, reason = settings.mode, None
+    if window is not None:
+        attention = "windowed"
+        if settings.mode != "dense":
+            reason = f"the model's own window of {window} tokens; the gate is for full attention"
+    elif settings.mode == "sparge":
+        out = sparge.run(settings.sparge, plan, query, key, value, scaling)
+        state.record(layer, attention, None, None, None)
+        return out
+    elif settings.mode == "threshold":
+        policy["thresholds"] = settings.thresholds(layer, query.device)
+        reached = plan.q_offset + plan.q_length
+        if settings.table is not None and reached > settings.table.max_seqlen:
+            state.warn_once(
+                f"a prompt of {reached} tokens is beyond the {settings.table.max_seqlen} that the "
+                "thresholds were calibrated on; the last ones are used for the rest"
+            )
+    elif settings.mode == "sliding_window":
+        policy["window_blocks"] = settings.budget
+
+    assert plan.padding is not None
+    q, k, v = (_unit_stride(t.transpose(1, 2)) for t in (query, key, value))
+    counts = query.new_empty((2, query.shape[0], query.shape[1]), dtype=torch.int64)
+    call = {
+        "softmax_scale": scaling,
+        "causal": True,
+        "window": window,
+        "block": settings.block,
+        "compute_type": state.compute_type,
+        "backend": state.backend,
+        "kept_blocks": counts[0],
+        "visible_blocks": counts[1],
+        **policy,
+    }
+    end = plan.q_offset + plan.q_length
+    common = plan.padding.common()
+    if common is not None:
+        observe = state.observer is not None and window is None
+        out, maxima = _alike(plan, common, q, k, v, call, observe)
+        if state.observer is not None:
+            rows = min(end, common[1]) - max(plan.q_offset, common[0])
+            state.observer(layer, plan, maxima, rows)
+    elif plan.padding.only_left(end):
+        # Positions count from the first token; rows before it see nothing and give 0.
+        out = _output(q, v)
+        leftpad = plan.padding.leftpad(q.device)
+        run_attention(q, k[:, :end], v[:, :end], out, leftpad_k=leftpad, **call)
+    else:
+        out = _packed(plan, plan.padding, q, k, v, call)
+    state.record(layer, attention, reason, counts[0], counts[1])
+    return out
+
+
+def _alike(
+    plan: MaskPlan,
+    span: tuple[int, int],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    call: dict[str, Any],
+    observe: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """All sequences have the same rows: plain strided views. Also block maxima, if observed."""
+    start, end = span
+    top = max(0, start - plan.q_offset)
+    bottom = min(plan.q_length, end - plan.q_offset)
+    whole = top == 0 and bottom == plan.q_length
+    out = _output(q, v) if whole else _output(q, v).zero_()
+    if bottom <= top:
+        call["kept_blocks"].zero_()
+        call["visible_blocks"].zero_()
+        return out, None
+    keys = slice(start, min(end, plan.q_offset + bottom))
+    q_offset = plan.q_offset + top - start
+    maxima = None
+    if observe:
+        block_q, block_kv = call["block"]
+        q_blocks = (q_offset + bottom - top - 1) // block_q + 1 - q_offset // block_q
+        kv_blocks = -(-(keys.stop - keys.start) // block_kv)
+        shape = (q.shape[0], q.shape[2], q_blocks, kv_blocks)
+        maxima = q.new_empty(shape, dtype=torch.float32)
+    rows = slice(top, bottom)
+    run_attention(
+        q[:, rows],
+        k[:, keys],
+        v[:, keys],
+        out[:, rows],
+        q_offset=q_offset,
+        block_max=maxima,
+        **call,
+    )
+    return out, maxima
+
+
+def _packed(
+    plan: MaskPlan, padding: Padding, q: Tensor, k: Tensor, v: Tensor, call: dict[str, Any]
+) -> Tensor:
+    """Tokens one after the other, so that padding rows are not there to be voted on or counted."""
+    packing = padding.packing(q.device, plan.q_offset, plan.q_length)
+    q_packed, k_packed, v_packed = q[packing.q_index], k[packing.k_index], v[packing.k_index]
+    packed = _output(q_packed, v_packed)
+    run_attention(
+        q_packed[None],
+        k_packed[None],
+        v_packed[None],
+        packed[None],
+        cu_seqlens_q=packing.cu_seqlens_q,
+        cu_seqlens_k=packing.cu_seqlens_k,
+        max_seqlen_q=packing.max_seqlen_q,
+        max_seqlen_k=packing.max_seqlen_k,
+        **call,
+    )
+    out = _output(q, v).zero_()
+    out[packing.q_index] = packed
+    return out
+
+
+def _output(q: Tensor, v: Tensor) -> Tensor:
+    """Room for the result, not initialised."""
+    return q.new_empty((*q.shape[:-1], v.shape[-1]))
+
+
+def _unit_stride(tensor: Tensor) -> Tensor:
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()

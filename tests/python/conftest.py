@@ -1,4 +1,4 @@
-"""Fixtures of the Python tests. No test needs a GPU, a network or a model hub."""
+"""Fixtures of the Python tests. Those marked gpu need a card; none needs a network."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import bsfa
+from gpu import CUDA_BACKENDS
 
 CPU_BACKENDS = [b.name for b in bsfa.backends() if b.device == "cpu" and b.available]
 
@@ -19,3 +20,24 @@ def _seed() -> None:
 def backend(request: pytest.FixtureRequest) -> str:
     """Every backend that this build has for the CPU, by name."""
     return request.param
+
+
+@pytest.fixture(params=CUDA_BACKENDS or ["cuda"])
+def cuda_backend(request: pytest.FixtureRequest) -> str:
+    """Every backend that this build has for the card, by name."""
+    return request.param
+
+
+@pytest.fixture
+def no_waiting() -> object:
+    """Turns every wait of torch for the device into an error while it is entered."""
+
+    class Guard:
+        def __enter__(self) -> None:
+            torch.cuda.synchronize()
+            torch.cuda.set_sync_debug_mode("error")
+
+        def __exit__(self, *error: object) -> None:
+            torch.cuda.set_sync_debug_mode("default")
+
+    return Guard()

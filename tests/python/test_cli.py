@@ -10,27 +10,15 @@ import torch
 
 import bsfa
 from bsfa.cli import main
-from tiny import SHAPE, table_for, tiny_model
+from tiny import save_model, table_for, tiny_model, words
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved model with a word tokenizer, a text and a threshold file."""
-    tokenizers = pytest.importorskip("tokenizers")
-    from transformers import PreTrainedTokenizerFast
-
     path = tmp_path_factory.mktemp("cli")
-    words = {f"w{i}": i for i in range(SHAPE["vocab_size"])}
-    model = tokenizers.models.WordLevel(words, unk_token="w3")
-    raw = tokenizers.Tokenizer(model)
-    raw.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(
-        tokenizer_object=raw, eos_token="w2", pad_token="w0", unk_token="w3"
-    ).save_pretrained(path / "model")
-    tiny_model("llama").save_pretrained(path / "model")
-    generator = torch.Generator().manual_seed(5)
-    ids = torch.randint(4, 90, (500,), generator=generator).tolist()
-    (path / "text.txt").write_text(" ".join(f"w{i}" for i in ids))
+    save_model(path / "model", tiny_model("llama"))
+    (path / "text.txt").write_text(words(500))
     values = torch.full((2, 2, 4, 4), -torch.inf)
     table = table_for(None, values, [4, 9])
     table.recommended_budget = 4

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers
 
@@ -77,12 +79,14 @@ def tokens(batch: int, length: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(3, SHAPE["vocab_size"], (batch, length), generator=generator)
 
 
-def table_for(model: Any, values: torch.Tensor, budgets: list[int]) -> bsfa.ThresholdTable:
+def table_for(
+    model: Any, values: torch.Tensor, budgets: list[int], head_dim: int = 16
+) -> bsfa.ThresholdTable:
     """A threshold table for a tiny model: values [budgets, 2 layers, 4 heads, q blocks]."""
     return bsfa.ThresholdTable(
         values,
         budgets=budgets,
-        softmax_scale=16**-0.5,
+        softmax_scale=head_dim**-0.5,
         max_seqlen=128 * values.shape[3],
         model="tiny",
         num_samples=1,
@@ -94,3 +98,21 @@ def table_for(model: Any, values: torch.Tensor, budgets: list[int]) -> bsfa.Thre
 def logits(model: Any, ids: torch.Tensor, **arguments: Any) -> torch.Tensor:
     """float32 [batch, length, vocabulary]."""
     return model(ids, use_cache=False, **arguments).logits.float()
+
+
+def save_model(folder: Path, model: Any) -> Path:
+    """Writes the model with a tokenizer whose words are w0, w1, ..."""
+    tokenizers = pytest.importorskip("tokenizers")
+    vocabulary = {f"w{i}": i for i in range(SHAPE["vocab_size"])}
+    raw = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="w3"))
+    raw.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=raw, eos_token="w2", pad_token="w0", unk_token="w3"
+    ).save_pretrained(folder)
+    model.save_pretrained(folder)
+    return folder
+
+
+def words(count: int, seed: int = 5) -> str:
+    """A text of so many words, for that tokenizer."""
+    return " ".join(f"w{i}" for i in tokens(1, count, seed)[0].tolist())

@@ -10,6 +10,7 @@ from torch import nn
 from bsfa._core import ThresholdTable
 from bsfa.errors import InvalidArgumentError, UnsupportedError
 from bsfa.hf.attention import NAME
+from bsfa.hf.sparge import Sparge
 from bsfa.hf.state import (
     ModelShape,
     Settings,
@@ -20,7 +21,6 @@ from bsfa.hf.state import (
     put_state,
     state_of,
 )
-from bsfa.hf.sparge import Sparge
 from bsfa.hf.statistics import ModelStats
 
 _COMPUTE_TYPES = ("native", "float32", "bfloat16")
@@ -115,7 +115,7 @@ def enable(
         previous = state_of(attention_layers(model, config)[0]).previous
     state = State(settings, previous, shape, compute_type, backend)
     for module in attention_layers(model, config):
-        state.modules[module.layer_idx] = module
+        state.modules[int(module.layer_idx)] = module  # type: ignore[arg-type]
     state.traceable = len(state.modules) == shape.num_layers
     put_state(config, state)
     try:

@@ -23,7 +23,7 @@ def run(
     value: Tensor,
     scaling: float | None,
 ) -> Tensor:
-    """query [batch, heads, seqlen_q, head_dim] and so on -> [batch, seqlen_q, heads, head_dim_v].
+    """Operands [batch, heads, seqlen, head_dim] -> [batch, seqlen_q, heads, head_dim_v].
 
     Raises UnsupportedError if no backend serves the call. Waits for nothing on a GPU.
     """

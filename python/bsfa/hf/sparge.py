@@ -67,7 +67,7 @@ def run(
     value: Tensor,
     scaling: float | None,
 ) -> Tensor:
-    """query [batch, heads, seqlen, head_dim] and so on -> [batch, seqlen, heads, head_dim].
+    """Operands [batch, heads, seqlen, head_dim] -> [batch, seqlen, heads, head_dim].
 
     Raises UnsupportedError for what the package does not compute, or not correctly: it knows causal
     attention of a whole prompt alone.

@@ -132,6 +132,12 @@ def test_convert(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
             "budget is 5",
         ),
         (
+            ("run", "--model", "{}/model", "--prompt-file", "{}/text.txt", "--thresholds",
+             "{}/t.safetensors", "--device", "cpu", "--compare", "sparge"),
+            2,
+            "spas_sage_attn",
+        ),
+        (
             ("run", "--model", "none.gguf", "--prompt-file", "p", "--thresholds",
              "{}/t.safetensors"),
             1,

@@ -108,14 +108,15 @@ def test_what_it_does_not_compute_falls_back(calls: list[dict[str, Any]]) -> Non
     assert calls == []
 
 
-def test_a_device_without_its_kernels_falls_back(
+def test_a_model_elsewhere_is_refused(
     calls: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sparge, "_DEVICE", "cuda")
-    model = tiny_model("llama", **HEAD_DIM).bfloat16()
-    bsfa.enable(model, mode="sparge")
-    with pytest.warns(bsfa.FallbackWarning, match="on device cpu; accepted: cuda"):
-        logits(model, tokens(1, 200))
+    model = tiny_model("llama")
+    with pytest.raises(bsfa.UnsupportedError, match="on device cpu; accepted: cuda"):
+        bsfa.enable(model, mode="sparge")
+    assert model.config._attn_implementation == "sdpa"
+    assert calls == []
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import math
 import resource
 import statistics
 import time
@@ -22,7 +23,7 @@ from bsfa.cli.common import (
 from bsfa.errors import InvalidArgumentError
 
 NEEDLE_QUESTION = "What is the pass key? The pass key is"
-COMPARE = ("stock", "dense", "sliding_window")
+COMPARE = ("stock", "dense", "sliding_window", "sparge")
 
 
 def add(verbs: Any) -> None:
@@ -31,7 +32,8 @@ def add(verbs: Any) -> None:
         "run",
         help="read a long prompt and answer, with and without the method, side by side",
         description="stock: the attention that Transformers gives the model. dense: bsfa, nothing "
-        "left out. sliding_window: the paper's baseline at the same budget. bsfa: the method.",
+        "left out. sliding_window: the paper's baseline at the same budget. sparge: its other one, "
+        "if the package spas_sage_attn is there, at its middle settings. bsfa: the method.",
     )
     add_model_options(parser)
     parser.add_argument("--prompt-file", required=True, metavar="FILE", help="the document")
@@ -251,6 +253,9 @@ def run(options: argparse.Namespace) -> None:
             f"the prompt has {ids.shape[1]} tokens and the answer {options.answer_tokens}; the "
             f"model's context holds {context} (--prompt-tokens cuts the text)"
         )
+    for name in names:  # refused before any work
+        _switch(model, name, table, budget)
+    _switch(model, "stock", table, budget)
     results = contest(
         model, tokenizer, ids, table, budget, [*names, "bsfa"], options.runs, options.answer_tokens
     )
@@ -279,10 +284,11 @@ def _print(report: dict[str, Any], by_layer: bool) -> None:
     )
     for result in report["contestants"]:
         low, high = result["ttft_spread"]
-        density = f"{result['density']:.2f}" if "density" in result else ""
+        density = result.get("density", math.nan)  # not known of sparge either
+        kept = "" if math.isnan(density) else f"{density:.2f}"
         print(
             f"  {result['name']:15s} {result['ttft_seconds']:7.3f} s {low:7.3f}..{high:<6.3f} s "
-            f"{result['peak_memory_bytes'] / 2**20:6.0f} MB {density:>8s}  "
+            f"{result['peak_memory_bytes'] / 2**20:6.0f} MB {kept:>8s}  "
             + " ".join(result["answer"].split())
         )
     times = {result["name"]: result["ttft_seconds"] for result in report["contestants"]}

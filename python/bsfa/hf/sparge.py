@@ -31,13 +31,15 @@ class Sparge:
     """Its own skip of products with V; smaller skips more."""
 
 
-def check(options: Sparge) -> None:
-    """Refuses options out of range, and a machine without the package."""
+def check(options: Sparge, device: torch.device) -> None:
+    """Refuses options out of range, a machine without the package, a model that is elsewhere."""
     if not 0 < options.topk <= 1:
         raise InvalidArgumentError(f"sparge.topk is {options.topk}; accepted: above 0 to 1")
     if not options.pv_threshold > 0:
         raise InvalidArgumentError(f"sparge.pv_threshold is {options.pv_threshold}; accepted: > 0")
     _function()
+    if device.type != _DEVICE:
+        raise UnsupportedError(f"mode 'sparge' on device {device.type}; accepted: {_DEVICE}")
 
 
 def _function() -> Any:

@@ -70,7 +70,7 @@ class Settings:
             )
         self.sparge = Sparge() if sparge is None else sparge
         if mode == "sparge":
-            sparge_attention.check(self.sparge)
+            sparge_attention.check(self.sparge, shape.device)
         self.mode = mode
         self.table = table
         self.budget = budget

@@ -23,8 +23,8 @@ step "the Python package" 1
   -C build-dir=build/python -C cmake.define.BSFA_PYTHON_LIBRARY="$BSFA_ROOT/build/cpu/src/libbsfa.so"
 
 step "Python tests" 5
-"$BSFA_VENV/bin/ruff" check python tests/python examples
-"$BSFA_VENV/bin/ruff" format --check python tests/python examples
+"$BSFA_VENV/bin/ruff" check python tests/python bench/python examples
+"$BSFA_VENV/bin/ruff" format --check python tests/python bench/python examples
 # Outside the source folder, so that the installed package is what is checked and tested.
 (cd tests/python && MYPYPATH= "$BSFA_VENV/bin/mypy" --config-file "$BSFA_ROOT/pyproject.toml" -p bsfa)
 # One thread for torch: its threads cost the tiny models of the tests more than they bring.

@@ -11,7 +11,7 @@ to the file when it is there.
   that row, the choice must be the same. How far each is from sdpa in fp32 says which errs more.
 - budgets: density, perplexity of the text, agreement of the next token with dense.
 - calibration: seconds over the same prefills, dense.
-- decoding: seconds a token, enabled (dense prefill before) over not enabled, in rotating order.
+- decoding: seconds of a step after a prefill, enabled and not, in turn on the same cache.
 """
 
 import argparse
@@ -163,38 +163,36 @@ def calibration(model, samples, wanted, rounds):
     }
 
 
-def decoding(model, ids, tokens, rounds):
-    """Seconds of a decoding step after a prefill, enabled and not, and their ratio."""
-
-    def steps(enabled):
-        if enabled:
-            bsfa.enable(model, mode="dense")
-        cache = transformers.DynamicCache(config=model.config)
-        token = model(ids, past_key_values=cache, logits_to_keep=1).logits[:, -1:].argmax(-1)
-
-        def decode(token=token):
-            for _ in range(tokens):
-                token = model(token, past_key_values=cache).logits[:, -1:].argmax(-1)
-
-        seconds = clock(model.device, decode) / tokens
-        if enabled:
-            bsfa.disable(model)
-        return seconds
-
+def decoding(model, ids, pairs):
+    """Seconds of a decoding step after a prefill by bsfa, enabled and not, step by step in turn."""
     ids = ids.to(model.device)
+    cache = transformers.DynamicCache(config=model.config)
+    bsfa.enable(model, mode="dense")
+    token = model(ids, past_key_values=cache, logits_to_keep=1).logits[:, -1:].argmax(-1)
+    bsfa.disable(model)
+
+    def step():
+        nonlocal token
+        token = model(token, past_key_values=cache).logits[:, -1:].argmax(-1)
+
     times = {"before": [], "enabled": []}
-    for round_ in range(rounds + 1):
-        for name in ("before", "enabled") if round_ % 2 else ("enabled", "before"):
-            seconds = steps(name == "enabled")
-            if round_ > 0:
+    for pair in range(pairs + 3):
+        for name in ("before", "enabled") if pair % 2 else ("enabled", "before"):
+            if name == "enabled":
+                bsfa.enable(model, mode="dense")
+            seconds = clock(model.device, step)
+            if name == "enabled":
+                bsfa.disable(model)
+            if pair >= 3:
                 times[name].append(seconds)
-    ratios = [e / b for e, b in zip(times["enabled"], times["before"], strict=True)]
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    ratios = sorted(e / b for e, b in zip(times["enabled"], times["before"], strict=True))
     return {
         "prompt_tokens": ids.shape[1],
-        "tokens": tokens,
-        "seconds_a_token": {name: statistics.median(values) for name, values in times.items()},
-        "enabled_over_before": statistics.median(ratios),
-        "ratios": ratios,
+        "pairs": pairs,
+        "median_seconds": medians,
+        "enabled_over_before": medians["enabled"] / medians["before"],
+        "quartiles_of_pairs": [ratios[len(ratios) // 4], ratios[3 * len(ratios) // 4]],
     }
 
 
@@ -211,7 +209,7 @@ def main():
     parser.add_argument("--texts", type=int, default=4, help="to test on, at most")
     parser.add_argument("--budgets", default="2,4,8,16,32,64")
     parser.add_argument("--rounds", type=int, default=5, help="of what is timed")
-    parser.add_argument("--decode", type=int, default=128, help="tokens a round")
+    parser.add_argument("--decode", type=int, default=200, help="pairs of steps")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int)
@@ -249,11 +247,8 @@ def main():
         if "budgets" in only:
             keep("budgets", budgets(model, table, texts))
     if "decoding" in only:
-        for length in (128, options.tokens - 2 * options.decode):
-            keep(
-                f"decoding_{length}",
-                decoding(model, texts[0][:, :length], options.decode, options.rounds),
-            )
+        for length in (128, options.tokens - 2 * options.decode - 8):
+            keep(f"decoding_{length}", decoding(model, texts[0][:, :length], options.decode))
 
 
 if __name__ == "__main__":

@@ -35,7 +35,9 @@ class BlockStats(NamedTuple):
 
 def _capsule(tensor: Tensor | None) -> Any:
     """The tensor as a DLPack capsule, without any synchronisation between streams."""
-    return None if tensor is None else torch.utils.dlpack.to_dlpack(tensor.detach())
+    if tensor is None:
+        return None
+    return torch.utils.dlpack.to_dlpack(tensor.detach() if tensor.requires_grad else tensor)
 
 
 def run_attention(q: Tensor, k: Tensor, v: Tensor, out: Tensor, **arguments: Any) -> None:
@@ -52,16 +54,14 @@ def run_attention(q: Tensor, k: Tensor, v: Tensor, out: Tensor, **arguments: Any
     }
     operands = [_capsule(t) for t in (q, k, v, out)]
     if q.device.type == "cuda":
-        with torch.cuda.device(q.device):
-            stream = torch.cuda.current_stream().cuda_stream
-            attention_forward(*operands, **call, stream=stream, workspace=_workspace)
+
+        def workspace(num_bytes: int) -> Any:
+            return _capsule(q.new_empty(num_bytes, dtype=torch.uint8))
+
+        stream = torch.cuda.current_stream(q.device).cuda_stream  # the library sets the device
+        attention_forward(*operands, **call, stream=stream, workspace=workspace)
     else:
         attention_forward(*operands, **call, num_threads=torch.get_num_threads())
-
-
-def _workspace(num_bytes: int) -> Any:
-    """So many bytes on the current CUDA device, as a DLPack capsule."""
-    return _capsule(torch.empty(num_bytes, dtype=torch.uint8, device="cuda"))
 
 
 def _outputs(

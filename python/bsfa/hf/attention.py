@@ -86,17 +86,17 @@ def attention_forward(
         if not torch.compiler.is_compiling():  # a count in a graph would compile it anew each time
             state.decode_calls += 1
         return state.previous_function(module)(module, query, key, value, attention_mask, **kwargs)
+    if not torch.compiler.is_compiling():
+        return _prefill(state, module, query, key, value, attention_mask, kwargs)
     if (
-        torch.compiler.is_compiling()
-        and state.traceable
+        state.traceable
         and (attention_mask is None or is_placeholder(attention_mask))
         and _refused_arguments(query, key, value, kwargs) is None
     ):
         return compiled.attention(state, module, query, key, value, attention_mask, kwargs), None
-    return _prefill(state, module, query, key, value, attention_mask, kwargs)
+    return _untraced_prefill(state, module, query, key, value, attention_mask, kwargs)
 
 
-@torch.compiler.disable
 def _prefill(
     state: State,
     module: nn.Module,
@@ -125,6 +125,9 @@ def _prefill(
     if plan is not None and attention_mask is not None:  # a placeholder
         attention_mask = plan.build(state.previous, module.config)
     return state.previous_function(module)(module, query, key, value, attention_mask, **kwargs)
+
+
+_untraced_prefill = torch.compiler.disable(_prefill)
 
 
 def _plan_without_mask(

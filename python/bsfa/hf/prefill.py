@@ -111,12 +111,15 @@ def _alike(
         kv_blocks = -(-(keys.stop - keys.start) // block_kv)
         shape = (q.shape[0], q.shape[2], q_blocks, kv_blocks)
         maxima = q.new_empty(shape, dtype=torch.float32)
-    rows = slice(top, bottom)
+    if keys != slice(0, k.shape[1]):
+        k, v = k[:, keys], v[:, keys]
+    if not whole:
+        q = q[:, top:bottom]
     run_attention(
-        q[:, rows],
-        k[:, keys],
-        v[:, keys],
-        out[:, rows],
+        q,
+        k,
+        v,
+        out if whole else out[:, top:bottom],
         q_offset=q_offset,
         block_max=maxima,
         **call,

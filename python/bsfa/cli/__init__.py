@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from bsfa import __version__, errors
-from bsfa.cli import calibrate, info, run, thresholds
+from bsfa.cli import calibrate, eval, info, run, thresholds
 
 EXIT_CODES = """\
 Exit codes: 0 done; 1 a file could not be read or written, or a failure while running;
@@ -30,7 +30,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for verb in (run, calibrate, thresholds, info):
+    for verb in (run, calibrate, thresholds, eval, info):
         verb.add(verbs)
     return parser
 

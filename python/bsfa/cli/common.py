@@ -99,6 +99,11 @@ class Progress:
             flush=True,
         )
 
+    def clear(self) -> None:
+        """Makes room for a line of text; the next call draws again."""
+        if self._terminal:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """--model, --dtype, --device, --threads."""

@@ -36,11 +36,13 @@ __all__ = [
     "append",
     "create",
     "read",
+    "replace_header",
 ]
 
 FORMAT = "bsfa-eval"
 VERSION = 1
-MODES = ("dense", "threshold", "sliding_window", "sparge")
+MODES = ("stock", "dense", "threshold", "sliding_window", "sparge")
+"""stock: the attention that the model has without bsfa."""
 LABEL = "RULER-like"
 """In every output: the tasks follow RULER, but their texts and words are not those of RULER."""
 
@@ -397,6 +399,21 @@ def append(path: str | os.PathLike[str], record: Record) -> None:
             _cut_torn_line(raw)
         with open(path, "a", encoding="utf-8") as file:
             _write(file, record)
+    except OSError as error:
+        raise FileError(f"{os.fspath(path)}: cannot be written: {error.strerror}") from error
+
+
+def replace_header(path: str | os.PathLike[str], header: Header) -> None:
+    """The same file with another header: as before, or with it, whenever this is interrupted."""
+    temporary = f"{os.fspath(path)}.{os.getpid()}.tmp"
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            rest = file.read().partition("\n")[2]
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(_encode(header) + "\n" + rest)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
     except OSError as error:
         raise FileError(f"{os.fspath(path)}: cannot be written: {error.strerror}") from error
 

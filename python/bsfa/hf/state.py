@@ -179,6 +179,20 @@ class State:
             self._layers.clear()
         self._layers[layer] = entry
 
+    def block_counts(self) -> tuple[Tensor, Tensor]:
+        """Kept and visible blocks by sequence: int64 [batch, num_layers, num_heads_q] on the CPU.
+
+        Of the last forward pass that was not decoding; 0 where a layer fell back.
+        """
+        batch = max((len(e[2]) for e in self._layers.values() if e[2] is not None), default=0)
+        shape = (batch, self.shape.num_layers, self.shape.num_heads_q)
+        totals = torch.zeros((2, *shape), dtype=torch.int64)
+        for layer, (_, _, kept, visible) in self._layers.items():
+            if kept is not None and visible is not None:
+                totals[0, :, layer] = kept.cpu()
+                totals[1, :, layer] = visible.cpu()
+        return totals[0], totals[1]
+
     def snapshot(self) -> ModelStats:
         """The statistics as plain numbers; waits for the device."""
         layers = []

@@ -1,0 +1,131 @@
+"""The model type `bsfa` of the lm-evaluation-harness: its type `hf`, with the method switched on.
+
+    lm_eval --model bsfa --tasks TASK,... --model_args pretrained=...,thresholds=...,budget=96
+
+All tasks of the harness run, loaded, prompted and scored by the harness. Which attention ran, and
+how much of it, is in the results file of the harness under "config" (`get_model_info`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from lm_eval.api.registry import register_model
+from lm_eval.models.huggingface import HFLM
+
+import bsfa
+from bsfa.cli.common import load_model
+from bsfa.errors import FileError, InvalidArgumentError
+
+__all__ = ["BsfaLM", "run_command"]
+
+
+@register_model("bsfa")
+class BsfaLM(HFLM):
+    """`hf` with thresholds, budget, mode (and compute_type) beside its own arguments."""
+
+    def __init__(
+        self,
+        pretrained: Any,
+        thresholds: str | None = None,
+        budget: int | str | None = None,
+        mode: str | None = None,
+        compute_type: str = "native",
+        **arguments: Any,
+    ) -> None:
+        """Loads the model as `hf` does, or a .gguf file, and enables bsfa on it.
+
+        mode: as for `bsfa.enable`, or stock: the model's own attention, for comparison.
+        """
+        if budget is not None and not str(budget).isdecimal():
+            raise InvalidArgumentError(f"budget is {budget!r}; accepted: a number of blocks")
+        if isinstance(pretrained, str) and pretrained.endswith(".gguf"):
+            pretrained, tokenizer = _load_gguf(pretrained, arguments)
+            arguments.setdefault("tokenizer", tokenizer)
+        super().__init__(pretrained=pretrained, **arguments)
+        self.bsfa_mode = mode
+        if mode != "stock":
+            bsfa.enable(
+                self.model,
+                thresholds,
+                None if budget is None else int(budget),
+                mode=mode,
+                compute_type=compute_type,
+            )
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What `hf` says of the model, and which attention ran."""
+        info = super().get_model_info()
+        if self.bsfa_mode != "stock":
+            stats = bsfa.stats(self.model)
+            info.update(
+                bsfa_version=bsfa.__version__,
+                bsfa_mode=stats.mode,
+                bsfa_budget=stats.budget,
+                bsfa_last_density=stats.density if stats.layers else None,
+                bsfa_fallbacks=stats.fallbacks,
+            )
+        return info
+
+
+def _load_gguf(path: str, arguments: dict[str, Any]) -> tuple[Any, Any]:
+    device = str(arguments.get("device") or "auto")
+    options = argparse.Namespace(
+        model=path, dtype=str(arguments.get("dtype", "auto")), device=device, threads=None
+    )
+    if device == "cuda" and not _has_cuda():
+        options.device = "cpu"  # the harness's default is cuda, whether there is one or not
+    return load_model(options)
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+_UNREACHABLE = (
+    "ConnectError",
+    "ConnectionError",
+    "LocalEntryNotFoundError",
+    "MaxRetryError",
+    "OfflineModeIsEnabled",
+    "ProxyError",
+)
+
+
+def _unreachable(error: BaseException) -> BaseException | None:
+    """The error in a chain that says that a hub was not reached."""
+    seen: set[int] = set()
+    found: BaseException | None = error
+    while found is not None and id(found) not in seen:
+        seen.add(id(found))
+        if type(found).__name__ in _UNREACHABLE or isinstance(found, ConnectionError):
+            return found
+        found = found.__cause__ or found.__context__
+    return None
+
+
+def run_command(arguments: Sequence[str]) -> None:
+    """The command lm_eval, in this process. Says so where a task's data cannot be fetched."""
+    from lm_eval.__main__ import cli_evaluate
+
+    before = sys.argv
+    sys.argv = ["lm_eval", *arguments]
+    try:
+        cli_evaluate()
+    except Exception as error:
+        reason = _unreachable(error)
+        if reason is None and not isinstance(error, LookupError):
+            raise
+        raise FileError(
+            "the data of a task, or the model, could not be fetched from its hub: "
+            f"{reason or error}\n(HF_HUB_OFFLINE is {os.environ.get('HF_HUB_OFFLINE', 'not set')}; "
+            "`bsfa eval sweep` runs RULER-like tasks that need no download)"
+        ) from error
+    finally:
+        sys.argv = before

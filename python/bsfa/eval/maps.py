@@ -1,0 +1,80 @@
+"""Which blocks one head keeps over one prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bsfa.errors import InvalidArgumentError
+from bsfa.hf.api import text_config
+from bsfa.hf.state import find_state
+from bsfa.ops import run_attention
+
+__all__ = ["kept_map"]
+
+
+@torch.inference_mode()
+def kept_map(model: Any, prompt: Sequence[int], layer: int, head: int) -> list[list[bool]]:
+    """Kept blocks [query blocks][key/value blocks] of a model that bsfa.enable has set up."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    config = text_config(model)
+    state = find_state(config)
+    if state is None:
+        raise InvalidArgumentError("model is not enabled; call bsfa.enable(model, ...) first")
+    if not (0 <= layer < state.shape.num_layers and 0 <= head < state.shape.num_heads_q):
+        raise InvalidArgumentError(
+            f"layer {layer}, head {head}; accepted: layer 0 to {state.shape.num_layers - 1}, head "
+            f"0 to {state.shape.num_heads_q - 1}"
+        )
+    name = config._attn_implementation
+    function = ALL_ATTENTION_FUNCTIONS[name]
+    found: list[Tensor] = []
+
+    def watch(module: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kw: Any) -> Any:
+        if getattr(module, "layer_idx", None) == layer:
+            group = query.shape[1] // key.shape[1]
+            q = query[:, head : head + 1].transpose(1, 2)
+            k, v = (t[:, head // group : head // group + 1].transpose(1, 2) for t in (key, value))
+            found.append(_mask(state, layer, head, q, k, v, kw.get("scaling")))
+        return function(module, query, key, value, *args, **kw)
+
+    ALL_ATTENTION_FUNCTIONS[name] = watch
+    try:
+        ids = torch.tensor([list(prompt)], device=model.device)
+        model(ids, use_cache=False, logits_to_keep=1)
+    finally:
+        ALL_ATTENTION_FUNCTIONS[name] = function
+    return [[bool(kept) for kept in row] for row in found[0].tolist()]
+
+
+def _mask(
+    state: Any, layer: int, head: int, q: Tensor, k: Tensor, v: Tensor, scale: float | None
+) -> Tensor:
+    """uint8 [query blocks, key/value blocks]; q, k, v [1, tokens, 1, head_dim]."""
+    settings = state.settings
+    policy: dict[str, Any] = {}
+    if settings.mode == "threshold":
+        policy["thresholds"] = settings.thresholds(layer, q.device)[head : head + 1]
+    elif settings.mode == "sliding_window":
+        policy["window_blocks"] = settings.budget
+    blocks = [-(-q.shape[1] // size) for size in settings.block]
+    mask = torch.zeros((1, 1, *blocks), dtype=torch.uint8, device=q.device)
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    run_attention(
+        q,
+        k,
+        v,
+        out,
+        softmax_scale=scale,
+        causal=True,
+        block=settings.block,
+        compute_type=state.compute_type,
+        backend=state.backend,
+        kept_mask=mask,
+        **policy,
+    )
+    return mask[0, 0].cpu()

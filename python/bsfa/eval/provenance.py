@@ -1,0 +1,81 @@
+"""What a threshold file was calibrated on: a field of its metadata that readers may ignore."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+from bsfa.errors import FileError, FormatError
+
+__all__ = ["categories_of", "file_digest", "record_categories"]
+
+_FIELD = "calibrated_on"
+_LONGEST_HEADER = 1 << 20
+"""Bytes. Threshold files have a header of some hundred."""
+
+
+def _split(path: str) -> tuple[dict[str, Any], bytes]:
+    """The header of a safetensors file and the bytes that follow it."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read: {error.strerror}") from error
+    size = struct.unpack("<Q", data[:8])[0] if len(data) >= 8 else _LONGEST_HEADER + 1
+    if size > _LONGEST_HEADER or 8 + size > len(data):
+        raise FormatError(f"{path}: not a threshold file: its header does not fit in it")
+    try:
+        header = json.loads(data[8 : 8 + size])
+    except ValueError as error:
+        raise FormatError(f"{path}: not a threshold file: its header is not JSON") from error
+    if not isinstance(header, dict) or not isinstance(header.get("__metadata__"), dict):
+        raise FormatError(f"{path}: not a threshold file: it has no metadata")
+    return header, data[8 + size :]
+
+
+def categories_of(path: str | os.PathLike[str]) -> list[str] | None:
+    """The categories of the calibration samples; None if the file does not say."""
+    path = os.fspath(path)
+    text = _split(path)[0]["__metadata__"].get(_FIELD)
+    if text is None:
+        return None
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
+        raise FormatError(f"{path}: metadata field {_FIELD} is {text!r}; expected a JSON list")
+    return found
+
+
+def record_categories(path: str | os.PathLike[str], categories: Sequence[str]) -> None:
+    """Writes the categories into a threshold file; its tensors stay as they are."""
+    path = os.fspath(path)
+    header, tensors = _split(path)
+    header["__metadata__"][_FIELD] = json.dumps(list(categories))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    temporary = f"{path}.{os.getpid()}.tmp"
+    try:
+        with open(temporary, "wb") as file:
+            file.write(struct.pack("<Q", len(text)) + text + tensors)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+        raise FileError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def file_digest(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.sha256(file.read()).hexdigest()
+    except OSError as error:
+        raise FileError(f"{os.fspath(path)}: cannot be read: {error.strerror}") from error

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs the Python package and what its tests need into the virtual environment of the tree, and
-# runs them. Arguments go to pytest.
+# Installs the Python package, by way of its source distribution and wheel, and what its tests need
+# into the virtual environment of the tree, and runs them. Arguments go to pytest.
 set -euo pipefail
 BSFA_ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 cd "$BSFA_ROOT"
@@ -18,9 +18,24 @@ cmake --preset cpu >build/python.log 2>&1 ||
 cmake --build --preset cpu --parallel "$BSFA_JOBS" --target bsfa >>build/python.log 2>&1 ||
   { tail -n 60 build/python.log >&2; die "building libbsfa failed (build/python.log)"; }
 
-step "the Python package" 1
-"$BSFA_VENV/bin/pip" install --quiet --no-build-isolation --no-deps --force-reinstall . \
-  -C build-dir=build/python -C cmake.define.BSFA_PYTHON_LIBRARY="$BSFA_ROOT/build/cpu/src/libbsfa.so"
+step "the Python package: source distribution, wheel, clean environment" 1
+python_log="$BSFA_ROOT/build/python.log"
+rm -rf build/dist build/sdist build/clean
+"$BSFA_VENV/bin/python" -c 'from scikit_build_core.build import build_sdist; build_sdist("build/dist")' \
+  >>"$python_log" 2>&1 || { tail -n 30 "$python_log" >&2; die "the source distribution failed"; }
+mkdir -p build/sdist && tar -xzf build/dist/bsfa-*.tar.gz -C build/sdist --strip-components=1
+# It has all that a build without a library at hand asks for ...
+cmake -S build/sdist/python -B build/sdist/configured -DBSFA_CUDA=off \
+  -DPython_EXECUTABLE="$BSFA_VENV/bin/python" >>"$python_log" 2>&1 ||
+  { tail -n 30 "$python_log" >&2; die "the source distribution is not complete"; }
+# ... and the wheel made from it works where there is nothing else.
+"$BSFA_VENV/bin/pip" wheel --quiet --no-build-isolation --no-deps ./build/sdist -w build/dist \
+  -C build-dir="$BSFA_ROOT/build/python" \
+  -C cmake.define.BSFA_PYTHON_LIBRARY="$BSFA_ROOT/build/cpu/src/libbsfa.so"
+python3 -m venv build/clean
+build/clean/bin/pip install --quiet --no-index --no-deps build/dist/bsfa-*.whl
+(cd build/clean && bin/python -m bsfa info && bin/bsfa-py --version)
+"$BSFA_VENV/bin/pip" install --quiet --no-index --no-deps --force-reinstall build/dist/bsfa-*.whl
 
 step "Python tests" 5
 "$BSFA_VENV/bin/ruff" check python tests/python bench/python examples

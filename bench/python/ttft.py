@@ -203,13 +203,15 @@ def check(model, table, length, report):
 
 
 def read(path):
-    """The lines of the file that are whole."""
+    """The lines of the file that are whole: one that was cut while it was written is not."""
     lines = []
     if os.path.exists(path):
         with open(path) as file:
             for line in file:
-                if line.endswith("\n"):
+                try:
                     lines.append(json.loads(line))
+                except ValueError:
+                    continue
     return lines
 
 
@@ -257,7 +259,10 @@ def measure(options):
             key = (line["length"], line["contestant"])
             done[key] = done.get(key, 0) + 1
     torch.backends.cuda.matmul.allow_tf32 = False
-    with open(options.out, "a") as file:
+    with open(options.out, "a+") as file:
+        file.seek(0)
+        if not file.read().endswith("\n") and file.tell() > 0:
+            file.write("\n")  # after a line that was cut
 
         def report(line):
             file.write(json.dumps(line) + "\n")

@@ -52,7 +52,7 @@ def run(
 
     assert plan.padding is not None
     q, k, v = (_unit_stride(t.transpose(1, 2)) for t in (query, key, value))
-    counts = query.new_empty((2, query.shape[0], query.shape[1]), dtype=torch.int64)
+    kept, visible = (query.new_empty(query.shape[:2], dtype=torch.int64) for _ in range(2))
     call = {
         "softmax_scale": scaling,
         "causal": True,
@@ -60,8 +60,8 @@ def run(
         "block": settings.block,
         "compute_type": state.compute_type,
         "backend": state.backend,
-        "kept_blocks": counts[0],
-        "visible_blocks": counts[1],
+        "kept_blocks": kept,
+        "visible_blocks": visible,
         **policy,
     }
     end = plan.q_offset + plan.q_length
@@ -79,7 +79,7 @@ def run(
         run_attention(q, k[:, :end], v[:, :end], out, leftpad_k=leftpad, **call)
     else:
         out = _packed(plan, plan.padding, q, k, v, call)
-    state.record(layer, attention, reason, counts[0], counts[1])
+    state.record(layer, attention, reason, kept, visible)
     return out
 
 

@@ -80,7 +80,7 @@ class Settings:
             if mode == "threshold" and table is not None and budget is not None
             else None
         )
-        self._on_device: dict[torch.device, Tensor] = {}
+        self._on_device: dict[torch.device, tuple[Tensor, ...]] = {}
         if self._values is not None:  # not in the first forward pass, which may be a timed one
             self.thresholds(0, shape.device)
 
@@ -93,7 +93,7 @@ class Settings:
         """float32 [num_heads_q, num_q_blocks] of one layer."""
         if device not in self._on_device:
             assert self._values is not None
-            self._on_device[device] = self._values.to(device)
+            self._on_device[device] = self._values.to(device).unbind(0)
         return self._on_device[device][layer]
 
 

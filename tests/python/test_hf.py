@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AttentionInterface, DynamicCache
+from transformers import AttentionInterface, DynamicCache, StaticCache
 
 import bsfa
 from bsfa.hf import masks
@@ -478,6 +478,29 @@ def test_a_compiled_model_with_windows_runs_the_method(family: str) -> None:
     compiled = torch.compile(model, backend="aot_eager")
     after = logits(compiled, ids, attention_mask=mask)
     torch.testing.assert_close(after, expected, atol=2e-4, rtol=1e-4)
+    assert bsfa.stats(model).fallbacks == {}
+
+
+def test_compiled_decoding_with_a_static_cache_is_one_graph() -> None:
+    model = tiny_model("llama")
+    ids = tokens(2, 150)
+
+    def generate(step: object) -> torch.Tensor:
+        cache = StaticCache(config=model.config, max_cache_len=200)
+        chosen = []
+        with torch.no_grad():
+            scores = model(ids, past_key_values=cache).logits[:, -1:]
+            for _ in range(5):
+                chosen.append(scores.argmax(-1))
+                scores = step(chosen[-1], past_key_values=cache).logits[:, -1:]
+        return torch.cat(chosen, dim=1)
+
+    before = generate(model)
+    bsfa.enable(model)
+    torch._dynamo.reset()
+    compiled = torch.compile(model.forward, fullgraph=True, backend="aot_eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        assert torch.equal(generate(compiled), before)
     assert bsfa.stats(model).fallbacks == {}
 
 

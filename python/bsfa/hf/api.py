@@ -116,6 +116,7 @@ def enable(
     state = State(settings, previous, shape, compute_type, backend)
     for module in attention_layers(model, config):
         state.modules[int(module.layer_idx)] = module  # type: ignore[arg-type]
+        state.previous_function(module)  # looked up now, so that a compiled graph finds it there
     state.traceable = len(state.modules) == shape.num_layers
     put_state(config, state)
     try:

@@ -22,6 +22,7 @@ __all__ = [
     "MODES",
     "VERSION",
     "Ablation",
+    "AblationPrompt",
     "Density",
     "Device",
     "Failed",
@@ -228,6 +229,18 @@ class Map:
 
 
 @dataclass(frozen=True)
+class AblationPrompt:
+    """One prompt of an ablation: the quantities of `Ablation`."""
+
+    id: int
+    """The same prompt has the same id in every setting."""
+    density: float
+    error: float | None = None
+    agreement: float | None = None
+    perplexity_change: float | None = None
+
+
+@dataclass(frozen=True)
 class Ablation:
     """One setting of an ablation."""
 
@@ -243,8 +256,12 @@ class Ablation:
     agreement: float | None
     """Share of tokens whose most likely successor is that of dense attention."""
     perplexity_change: float | None
+    """Perplexity over that of dense attention, less 1."""
     n: int
     """Prompts."""
+    length: int | None = None
+    """Of the prompts, tokens."""
+    prompts: list[AblationPrompt] = field(default_factory=list)
 
     @property
     def key(self) -> tuple[Any, ...]:

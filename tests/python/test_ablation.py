@@ -124,6 +124,10 @@ def test_texts_are_never_in_both() -> None:
     seen = [{*prompt.tolist()} for prompt in (*domain.evaluation, *domain.calibration)]
     assert all(len(prompt) == 60 for prompt in (*domain.evaluation, *domain.calibration))
     assert not seen[0] & (seen[1] | seen[2])
+    long = [Sample(str(i), chr(65 + i) * 130) for i in range(4)]
+    domain = split("long", long, Letters(), 60, 2, 4)
+    assert [prompt[0].item() - 68 for prompt in domain.evaluation] == [0, 0]
+    assert [prompt[0].item() - 68 for prompt in domain.calibration] == [1, 2, 3, 1]
     with pytest.raises(bsfa.InvalidArgumentError, match="2 prompts of 60 tokens for evaluation"):
         split("letters", texts, Letters(), 60, 2, 3)
 

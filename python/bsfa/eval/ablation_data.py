@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -24,32 +25,33 @@ class Domain:
     calibration: list[Tensor]
 
 
-def _cut(texts: Iterator[Sample], tokenizer: Any, length: int, count: int) -> list[Tensor]:
-    """Up to count prompts of length tokens, from as few texts as it takes; short ones are joined.
-
-    What is left of the last text is dropped, so that the next call starts with another text.
-    """
-    prompts: list[Tensor] = []
+def _cut(texts: Sequence[Sample], tokenizer: Any, length: int) -> list[list[Tensor]]:
+    """The prompts of length tokens in each text; texts that are too short are joined first."""
+    pieces: list[list[Tensor]] = []
     rest = torch.empty(0, dtype=torch.int64)
-    while len(prompts) < count:
-        text = next(texts, None)
-        if text is None:
-            break
+    for text in texts:
         ids = tokenizer(text.text, return_tensors="pt", verbose=False)["input_ids"][0]
         rest = torch.cat([rest, ids.to(torch.int64)])
-        while len(rest) >= length and len(prompts) < count:
-            prompts.append(rest[:length])
-            rest = rest[length:]
-    return prompts
+        if len(rest) >= length:
+            pieces.append([*rest[: len(rest) // length * length].split(length)])
+            rest = rest[:0]  # so that no text is in two pieces
+    return pieces
 
 
 def split(
     name: str, texts: Sequence[Sample], tokenizer: Any, length: int, prompts: int, samples: int
 ) -> Domain:
-    """The first texts for evaluation, the others for calibration."""
-    source = iter(texts)
-    evaluation = _cut(source, tokenizer, length, prompts)
-    calibration = _cut(source, tokenizer, length, samples)
+    """The first texts for evaluation; of the others one prompt each in turn for calibration."""
+    pieces = _cut(texts, tokenizer, length)
+    evaluation: list[Tensor] = []
+    first = 0
+    while first < len(pieces) and len(evaluation) < prompts:
+        evaluation += pieces[first]
+        first += 1
+    evaluation = evaluation[:prompts]
+    # One of each text in turn, so that few samples are not all from one text.
+    turns = zip_longest(*pieces[first:])
+    calibration = [sample for turn in turns for sample in turn if sample is not None][:samples]
     if len(evaluation) < prompts or len(calibration) < samples:
         raise InvalidArgumentError(
             f"--domain {name}: its {len(texts)} texts make {len(evaluation)} prompts of {length} "

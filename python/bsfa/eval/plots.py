@@ -59,6 +59,7 @@ LIGHT = Theme(
         "threshold": "#0072b2",
         "sliding_window": "#d55e00",
         "sparge": "#007a5a",
+        "stock": "#7a5195",
     },
 )
 DARK = Theme(
@@ -71,11 +72,13 @@ DARK = Theme(
         "threshold": "#56b4e9",
         "sliding_window": "#e69f00",
         "sparge": "#3ccf9f",
+        "stock": "#cc9ee6",
     },
 )
-MARKERS = {"dense": "D", "threshold": "o", "sliding_window": "s", "sparge": "^"}
-LINES = {"dense": ":", "threshold": "-", "sliding_window": "--", "sparge": "-."}
+MARKERS = {"stock": "*", "dense": "D", "threshold": "o", "sliding_window": "s", "sparge": "^"}
+LINES = {"stock": "", "dense": ":", "threshold": "-", "sliding_window": "--", "sparge": "-."}
 MODE_NAMES = {
+    "stock": "the model's own attention",
     "dense": "dense",
     "threshold": "threshold (BSFA)",
     "sliding_window": "sliding window",

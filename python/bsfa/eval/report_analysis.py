@@ -22,6 +22,9 @@ INFORMATIVE = 0.5
 TARGET = 0.99
 """Share of the accuracy of dense attention that the target table asks for."""
 
+EXACT = ("stock", "dense")
+"""Modes that leave nothing out: the model's own attention, and dense attention here."""
+
 Setting = tuple[str, int | None]
 """(mode, budget)."""
 Scores = dict[tuple[str, int], float]
@@ -148,8 +151,9 @@ class Analysis:
 
 
 def mode_order(mode: str) -> tuple[int, str]:
-    """Dense, the method, then the others by name."""
-    return ["dense", "threshold"].index(mode) if mode in ("dense", "threshold") else 2, mode
+    """Exact modes, the method, then the others by name."""
+    first = (*EXACT, "threshold")
+    return first.index(mode) if mode in first else len(first), mode
 
 
 def _setting_order(setting: Setting) -> tuple[tuple[int, str], int]:
@@ -246,7 +250,7 @@ def _group(title: str, tasks: Sequence[str], length: int, points: dict[str, list
 def _comparisons(group: Group, x_of: Callable[[Cell], float | None]) -> list[Comparison]:
     """Every threshold point against every other sparse mode that was measured around it."""
     found = []
-    for other in sorted({cell.mode for cell in group.cells} - {"dense", "threshold"}):
+    for other in sorted({cell.mode for cell in group.cells} - {*EXACT, "threshold"}):
         curve = sorted(
             ((x, cell) for cell in group.of(other) if (x := x_of(cell)) is not None),
             key=lambda pair: pair[0],
@@ -277,7 +281,7 @@ def _targets(group: Group) -> list[Target]:
         return []
     rows: list[Target] = []
     needed = TARGET * group.dense.accuracy.value
-    for mode in sorted({cell.mode for cell in group.cells} - {"dense"}, key=mode_order):
+    for mode in sorted({cell.mode for cell in group.cells} - {*EXACT}, key=mode_order):
         reaching = [cell for cell in group.of(mode) if cell.accuracy.value >= needed]
         best = min(reaching, key=lambda cell: (cell.density, -cell.accuracy.value), default=None)
         rows.append(Target(group, mode, best))
@@ -303,7 +307,7 @@ def _missing(results: Results) -> list[tuple[str, int, str, int | None, str]]:
     modes = planned.get("modes")
     for mode in modes if isinstance(modes, list) else []:
         budgets = _numbers(planned.get("budgets"))
-        settings |= {(mode, None)} if mode == "dense" else {(mode, b) for b in budgets}
+        settings |= {(mode, None)} if mode in EXACT else {(mode, b) for b in budgets}
     missing = []
     for length in lengths:
         for task in tasks:

@@ -10,7 +10,7 @@ from statistics import fmean
 
 from bsfa.eval import plots
 from bsfa.eval.report_ablations import QUANTITIES, TITLES, AblationRow
-from bsfa.eval.report_analysis import Analysis, Cell, Group, mode_order
+from bsfa.eval.report_analysis import EXACT, Analysis, Cell, Group, mode_order
 from bsfa.eval.results import Point, Results
 
 __all__ = ["Picture", "needle_grids", "pictures"]
@@ -44,7 +44,7 @@ def _curves(analysis: Analysis) -> list[Picture]:
     found = []
     for group in analysis.groups:
         main = group in analysis.main
-        sparse = [cell for cell in group.cells if cell.mode != "dense"]
+        sparse = [cell for cell in group.cells if cell.mode not in EXACT]
         for against, has in (
             ("ttft", main and any(cell.ttft_speedup for cell in sparse)),
             ("attention", main and any(cell.attention_speedup for cell in sparse)),
@@ -126,7 +126,7 @@ def _predicted(analysis: Analysis) -> list[Picture]:
         (group.length, cell)
         for group in groups
         for cell in group.cells
-        if cell.mode != "dense" and cell.density_predicted is not None
+        if cell.mode not in EXACT and cell.density_predicted is not None
     ]
     if not cells:
         return []

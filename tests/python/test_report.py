@@ -9,6 +9,7 @@ import pytest
 
 import synthetic_results as made
 from bsfa import errors
+from bsfa.cli import main
 from bsfa.eval import results as r
 from bsfa.eval.report_ablations import ablation_rows
 from bsfa.eval.report_analysis import Analysis, analyse
@@ -95,14 +96,19 @@ def test_every_task_counts_the_same_in_a_mean(tmp_path: Path) -> None:
         made.point("a", 1024, "dense", None, [1] * 30),
         made.point("b", 1024, "dense", None, [0] * 10),
         made.point("a", 1024, "threshold", 8, [1] * 30, density=0.2),
+        made.point("a", 1024, "threshold", 9, [1] * 15 + [0] * 15, density=0.3),
+        made.point("b", 1024, "threshold", 9, [1] * 5 + [0] * 5, density=0.5),
         tasks=["a", "b"],
     )
     analysis = _analysis(path)
     (mean,) = analysis.averages
     assert mean.tasks == ("a", "b")
-    # The threshold point of b is missing, so there is no mean of it; and it is listed.
-    assert [cell.mode for cell in mean.cells] == ["dense"]
-    assert mean.cells[0].accuracy.value == pytest.approx(0.5)
+    # Budget 8 is missing for b, so there is no mean of it; and it is listed.
+    assert [cell.budget for cell in mean.cells] == [None, 9]
+    assert [cell.accuracy.value for cell in mean.cells] == pytest.approx([0.5, 0.5])
+    assert mean.cells[1].density == pytest.approx(0.4)
+    assert mean.cells[1].difference is not None
+    assert mean.cells[1].difference.value == pytest.approx(0)
     assert analysis.missing == [("b", 1024, "threshold", 8, "not measured")]
 
 
@@ -291,3 +297,35 @@ def test_what_is_no_results_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file")
     with pytest.raises(errors.FileError, match="--out"):
         report.write(tmp_path / "good.jsonl", tmp_path / "taken")
+
+
+def test_a_task_beyond_the_model_may_be_left_out(tmp_path: Path) -> None:
+    header = made.header(["a", "b"], [1024], [8], ["dense", "threshold"])
+    header.settings["skip_uninformative"] = True
+    path = tmp_path / "r.jsonl"
+    r.create(path, header)
+    r.append(path, made.point("a", 1024, "dense", None, [0, 0, 1]))
+    r.append(path, made.point("b", 1024, "dense", None, [1, 1, 1]))
+    missing = _analysis(path).missing
+    assert [(key[0], key[-1]) for key in missing] == [
+        ("a", "left out, since dense is below 50 %"),
+        ("b", "not measured"),
+    ]
+
+
+def test_the_command_line_writes_and_says_what_is_absent(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = _file(
+        tmp_path / "r.jsonl",
+        made.point("a", 1024, "dense", None, [1, 1]),
+        made.point("a", 1024, "threshold", 8, [1, 1], density=0.25),
+        r.Failed("a", 1024, "threshold", 4, "no memory"),
+    )
+    assert main(["eval", "report", str(path), "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert "threshold: budget 8, density 0.250" in said
+    assert "points failed: 1" in said
+    assert main(["eval", "report", str(tmp_path / "none"), "--out", str(tmp_path)]) == 1
+    path.write_text("{}\n")
+    assert main(["eval", "report", str(path), "--out", str(tmp_path)]) == 2

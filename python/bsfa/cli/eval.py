@@ -17,6 +17,7 @@ from bsfa.cli.common import (
     print_json,
 )
 from bsfa.errors import InvalidArgumentError
+from bsfa.eval import ablation, report
 
 DEFAULT_LENGTHS = [4096, 8192]
 DEFAULT_BUDGETS = [16, 32, 64, 96, 128]
@@ -30,6 +31,13 @@ def add(verbs: Any) -> None:
     )
     inner = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     _add_sweep(inner)
+    for name, module, text in (
+        ("report", report, "a results file as one page and figures"),
+        ("ablate", ablation, "what the thresholds depend on, measured on your model"),
+    ):
+        verb = inner.add_parser(name, help=text)
+        module.add_arguments(verb)
+        verb.set_defaults(function=module.run)
     _add_harness(inner)
 
 

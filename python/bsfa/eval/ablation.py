@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import datetime
 import os
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from bsfa._core import ThresholdTable, predicted_density, version
+from bsfa._core import ThresholdTable, predicted_density
 from bsfa.cli.common import (
     Progress,
     add_json,
@@ -168,21 +166,25 @@ def _check(options: argparse.Namespace) -> list[str]:
 
 def _open(path: str, model: Any, options: argparse.Namespace) -> Results:
     """The results file; a new one gets its header."""
-    import torch
-    import transformers
+    from bsfa.eval.environment import make_header
 
-    from bsfa.hf import api
-
-    shape = api.model_shape(model)
-    config = api.text_config(model)
-    name = os.path.basename(os.path.normpath(options.model))
-    dtype = str(model.dtype).removeprefix("torch.")
+    header = make_header(
+        model,
+        seed=0,
+        tasks=[],
+        prompts_per_point=options.prompts,
+        thresholds=None,
+        settings={
+            "domains": [text.partition("=")[0] for text in options.domain],
+            "calibration_samples": options.calibrate_on,
+        },
+    )
     if os.path.exists(path):
         results = results_file.read(path)
         for what, there, here in (
-            ("layers of the model", results.header.model.layers, shape.num_layers),
-            ("query heads of the model", results.header.model.heads_q, shape.num_heads_q),
-            ("dtype", results.header.dtype, dtype),
+            ("layers of the model", results.header.model.layers, header.model.layers),
+            ("query heads of the model", results.header.model.heads_q, header.model.heads_q),
+            ("dtype", results.header.dtype, header.dtype),
         ):
             if there != here:
                 raise InvalidArgumentError(
@@ -190,38 +192,6 @@ def _open(path: str, model: Any, options: argparse.Namespace) -> Results:
                     "file of the same model and dtype, or a new one"
                 )
         return results
-    device = model.get_input_embeddings().weight.device
-    on_gpu = device.type == "cuda"
-    heads_kv = getattr(config, "num_key_value_heads", None) or shape.num_heads_q
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // shape.num_heads_q
-    header = results_file.Header(
-        created=datetime.date.today().isoformat(),
-        model=results_file.Model(
-            name,
-            shape.num_layers,
-            shape.num_heads_q,
-            int(heads_kv),
-            int(head_dim),
-            int(getattr(config, "max_position_embeddings", 0) or 0),
-        ),
-        versions={
-            "bsfa": version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
-        },
-        device=results_file.Device(
-            device.type,
-            torch.cuda.get_device_name(device) if on_gpu else platform.machine(),
-        ),
-        dtype=dtype,
-        threads=torch.get_num_threads(),
-        seed=0,
-        thresholds=None,
-        tasks=[],
-        prompts_per_point=options.prompts,
-        label="ablations",
-    )
     results_file.create(path, header)
     return results_file.read(path)
 

@@ -45,9 +45,9 @@ def run(options: argparse.Namespace) -> None:
             f"  99 % of dense on {target['at']}, {target['length']} tokens: "
             f"{target['mode']}: {found}{note}"
         )
-    for what, count in (("missing", summary["missing"]), ("failed", summary["failed"])):
+    for what, count in (("not there", summary["missing"]), ("failed", summary["failed"])):
         if count:
-            print(f"  {count} points {what}; the page lists them")
+            print(f"  points {what}: {count}; the page lists them")
     if summary["torn"]:
         print(f"  {summary['torn']}")
 

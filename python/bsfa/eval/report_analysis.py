@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
-from bsfa.eval.results import Point, Results
+from bsfa.eval.results import Key, Point, Results
 from bsfa.eval.statistics import (
     Interval,
     bracket,
@@ -312,15 +312,24 @@ def _missing(results: Results) -> list[tuple[str, int, str, int | None, str]]:
     for length in lengths:
         for task in tasks:
             for mode, budget in sorted(settings, key=_setting_order):
-                point = results.points.get((task, length, mode, budget))
-                what = ""
-                if point is None:
-                    what = "" if (task, length, mode, budget) in results.failed else "not measured"
-                elif not point.prompts:
-                    what = "measured on no prompt"
+                what = _absence(results, (task, length, mode, budget))
                 if what:
                     missing.append((task, length, mode, budget, what))
     return missing
+
+
+def _absence(results: Results, key: Key) -> str | None:
+    """Why the file has no such point; None if it has, or says that it failed."""
+    point = results.points.get(key)
+    if point is not None:
+        return None if point.prompts else "measured on no prompt"
+    if key in results.failed:
+        return None
+    dense = results.points.get((key[0], key[1], "dense", None))
+    poor = dense is not None and dense.prompts and dense.accuracy < INFORMATIVE
+    if poor and results.header.settings.get("skip_uninformative"):
+        return "left out, since dense is below 50 %"
+    return "not measured"
 
 
 def _numbers(value: object) -> list[int]:
@@ -346,8 +355,9 @@ def analyse(results: Results) -> Analysis:
             (f"mean of the {len(informative)} informative tasks", informative),
         ):
             if len(chosen) > 1 and (chosen is with_dense or len(chosen) < len(with_dense)):
-                names = [group.title for group in chosen]
-                analysis.averages.append(_group(title, names, length, points))
+                mean = _group(title, [group.title for group in chosen], length, points)
+                if any(cell.mode not in EXACT for cell in mean.cells):
+                    analysis.averages.append(mean)
     for group in analysis.groups:
         analysis.equal_density += _comparisons(group, lambda cell: cell.density)
         analysis.equal_time += _comparisons(group, lambda cell: cell.attention)

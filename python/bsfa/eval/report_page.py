@@ -131,6 +131,17 @@ def _where(group: Group) -> str:
     return f"{group.title}, {group.length:,} tokens"
 
 
+def _value(value: object) -> str:
+    """A setting in words."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {inner}" for name, inner in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "none"}[value]
+    return str(value)
+
+
 def _setting(header: Header) -> str:
     model, device, table = header.model, header.device, header.thresholds
     thresholds = NONE
@@ -152,10 +163,10 @@ def _setting(header: Header) -> str:
         "Seed": str(header.seed),
         "Made": header.created,
     }
+    if not header.tasks:  # ablations alone
+        del entries["Tasks"], entries["Thresholds"]
     entries |= {
-        name.replace("_", " ").capitalize(): ", ".join(map(str, value))
-        if isinstance(value, list)
-        else str(value)
+        name.replace("_", " ").capitalize(): _value(value)
         for name, value in header.settings.items()
     }
     inner = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in entries.items())
@@ -465,7 +476,8 @@ def page(
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title>\n<style>\n{style}</style></head>\n<body>\n"
         f"<h1>{escape(title)}</h1>\n"
-        f"<p class=soft>{escape(header.label)} tasks on {escape(header.device.name)}; bsfa "
+        f"<p class=soft>{escape(header.label + ' tasks' if header.tasks else 'Ablations')} on "
+        f"{escape(header.device.name)}; bsfa "
         f"{escape(header.versions.get('bsfa', ''))}</p>\n"
         f"<nav>{links}</nav>\n{body}</body></html>\n"
     )

@@ -44,6 +44,25 @@ def clock(device, function):
     return time.perf_counter() - begin
 
 
+def random_model(options):
+    """The shape of SmolLM2-135M: what a step costs does not hang on the weights."""
+    device = options.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    config = transformers.LlamaConfig(
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        max_position_embeddings=8192,
+        tie_word_embeddings=True,
+    )
+    model = transformers.LlamaForCausalLM(config).to(device, getattr(torch, options.dtype))
+    return model.eval()
+
+
 def windows(tokenizer, path, tokens, count):
     """Texts of so many tokens from a file: int64 [1, tokens] each."""
     with open(path, encoding="utf-8") as file:
@@ -200,9 +219,11 @@ def decoding(model, ids, pairs):
 def main():
     """Runs the parts in turn."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", required=True, help="folder, name or .gguf file")
-    parser.add_argument("--calibrate-on", required=True, nargs="+", help="texts")
-    parser.add_argument("--test-on", required=True, help="a text")
+    parser.add_argument(
+        "--model", help="folder, name or .gguf file; random: SmolLM2-135M's shape, to time decoding"
+    )
+    parser.add_argument("--calibrate-on", nargs="+", help="texts")
+    parser.add_argument("--test-on", help="a text")
     parser.add_argument("--out", required=True, help="JSON file to write")
     parser.add_argument("--tokens", type=int, default=8192, help="of each text")
     parser.add_argument("--samples", type=int, default=15, help="to calibrate on, at most")
@@ -216,8 +237,15 @@ def main():
     parser.add_argument("--only", default="dense,calibration,budgets,decoding")
     options = parser.parse_args()
     only = options.only.split(",")
-    model, tokenizer = load_model(options)
-    texts = windows(tokenizer, options.test_on, options.tokens, options.texts)
+    if options.model == "random":
+        if only != ["decoding"]:
+            parser.error("--model random is for --only decoding")
+        model = random_model(options)
+        vocabulary = model.config.vocab_size
+        texts = [torch.randint(0, vocabulary, (1, options.tokens), device=model.device)]
+    else:
+        model, tokenizer = load_model(options)
+        texts = windows(tokenizer, options.test_on, options.tokens, options.texts)
     result = {
         "model": options.model.split("/")[-1],
         "card": torch.cuda.get_device_name() if model.device.type == "cuda" else "cpu",

@@ -266,8 +266,9 @@ def _add_harness(inner: Any) -> None:
         description="The same as the command lm_eval, whose options follow. Model arguments beside "
         "those of its type 'hf': thresholds, budget, mode.",
         add_help=False,
+        prefix_chars="\0",  # nothing is an option of this parser: all is passed on
     )
-    parser.add_argument("arguments", nargs=argparse.REMAINDER)
+    parser.add_argument("arguments", nargs="*")
     parser.set_defaults(function=harness)
 
 

@@ -6,6 +6,7 @@ import datetime
 import importlib.metadata
 import os
 import platform
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,7 +54,8 @@ def describe_device(device: torch.device) -> results.Device:
     if device.type == "cuda":
         try:
             with open("/proc/driver/nvidia/version") as file:
-                driver = file.readline().strip()
+                match = re.search(r"\d+\.\d+(\.\d+)?", file.readline())
+                driver = match.group() if match else ""
         except OSError:
             driver = ""
         return results.Device("cuda", torch.cuda.get_device_name(device), driver)

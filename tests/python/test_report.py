@@ -246,6 +246,46 @@ def test_needles_by_depth_and_length(tmp_path: Path) -> None:
     assert grid.depths == [0.0, 0.5, 1.0]
     assert grid.accuracy == [[1.0, 1.0], [0.5, None], [None, 1.0]]
     assert (grid.fewest, grid.most) == (1, 2)
+    assert grid.tasks == ("a",)
+
+
+def test_needles_are_of_the_tasks_that_all_settings_have(tmp_path: Path) -> None:
+    path = _file(
+        tmp_path / "r.jsonl",
+        made.point("a", 1024, "dense", None, [1], depths=[0.5]),
+        made.point("b", 1024, "dense", None, [0], depths=[0.5]),
+        made.point("a", 1024, "threshold", 8, [1], depths=[0.5], density=0.5),
+    )
+    assert [grid.accuracy for grid in needle_grids(r.read(path))] == [[[1.0]], [[1.0]]]
+
+
+def test_a_target_that_leaves_nothing_out_is_no_success(tmp_path: Path) -> None:
+    path = _file(
+        tmp_path / "r.jsonl",
+        made.point("a", 1024, "dense", None, [1, 1]),
+        made.point("a", 1024, "threshold", 8, [0, 1], density=0.5),
+        made.point("a", 1024, "threshold", 64, [1, 1], density=1.0),
+    )
+    (target,) = _analysis(path).targets
+    assert target.cell is not None
+    assert (target.cell.budget, target.smallest) == (64, False)
+    report.write(path, tmp_path / "out")
+    assert "1: nothing is left out" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_tasks_with_nothing_to_compare_are_in_no_mean(tmp_path: Path) -> None:
+    path = _file(
+        tmp_path / "r.jsonl",
+        *(
+            made.point(task, 1024, mode, budget, [1, 1], density=density)
+            for task in ("a", "b")
+            for mode, budget, density in (("dense", None, 1.0), ("threshold", 8, 0.5))
+        ),
+        made.point("c", 1024, "dense", None, [1, 1]),
+        tasks=["a", "b", "c"],
+    )
+    (mean,) = _analysis(path).averages
+    assert mean.tasks == ("a", "b")
 
 
 def test_many_depths_are_rounded_to_tenths(tmp_path: Path) -> None:

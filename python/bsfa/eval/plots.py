@@ -128,6 +128,14 @@ def _panel(height: float) -> tuple[Figure, Axes]:
     return figure, figure.add_subplot()
 
 
+def _spread(cell: Cell, against: str) -> tuple[float, float]:
+    """How far the interval of a speedup reaches to either side."""
+    speedup = cell.ttft_speedup if against == "ttft" else cell.attention_speedup
+    if speedup is None:
+        return 0.0, 0.0
+    return max(0.0, speedup.value - speedup.low), max(0.0, speedup.high - speedup.value)
+
+
 def accuracy_curve(group: Group, against: str, theme: Theme) -> Figure:
     """Accuracy against "ttft" or "attention" speedup over dense, or against "density"."""
 
@@ -158,7 +166,17 @@ def accuracy_curve(group: Group, against: str, theme: Theme) -> Figure:
         ys = [cell.accuracy.value for _, cell in placed]
         below = [cell.accuracy.value - cell.accuracy.low for _, cell in placed]
         above = [cell.accuracy.high - cell.accuracy.value for _, cell in placed]
-        axes.errorbar(xs, ys, [below, above], fmt="none", ecolor=colour, elinewidth=0.8, alpha=0.45)
+        spread = None if against == "density" else [_spread(cell, against) for _, cell in placed]
+        axes.errorbar(
+            xs,
+            ys,
+            [below, above],
+            None if spread is None else [[s[0] for s in spread], [s[1] for s in spread]],
+            fmt="none",
+            ecolor=colour,
+            elinewidth=0.8,
+            alpha=0.45,
+        )
         axes.plot(
             xs,
             ys,
@@ -166,7 +184,7 @@ def accuracy_curve(group: Group, against: str, theme: Theme) -> Figure:
             linestyle=LINES[mode],
             marker=MARKERS[mode],
             markersize=5,
-            linewidth=1.3,
+            linewidth=1.3 if against == "density" else 0.7,
             label=MODE_NAMES[mode],
         )
     labels = {
@@ -267,7 +285,7 @@ def predicted_measured(cells: Sequence[tuple[int, Cell]], theme: Theme) -> Figur
     axes.plot([0, 1], [0, 1], color=theme.faint, linewidth=0.9, zorder=0)
     axes.annotate(
         "measured = predicted",
-        (0.62, 0.62),
+        (0.66, 0.66),
         xytext=(0, -9),
         textcoords="offset points",
         rotation=45,
@@ -305,7 +323,7 @@ def predicted_measured(cells: Sequence[tuple[int, Cell]], theme: Theme) -> Figur
     axes.set_aspect("equal")
     axes.set_xlabel("predicted density (kept / visible blocks)")
     axes.set_ylabel("measured density")
-    axes.legend(loc="upper left", handletextpad=0.2)
+    axes.legend(loc="lower right", handletextpad=0.2)
     return figure
 
 
@@ -356,6 +374,7 @@ class NeedleGrid:
     depths: list[float]
     accuracy: list[list[float | None]]
     """[depths][lengths]; None where there is no prompt."""
+    tasks: tuple[str, ...]
     fewest: int
     """Prompts in a cell."""
     most: int
@@ -387,6 +406,35 @@ def needle_grid(grid: NeedleGrid, theme: Theme) -> Figure:
     return figure
 
 
+def _shift(level: int, levels: int) -> float:
+    """Budgets of one setting stand a little apart."""
+    return (level - (levels - 1) / 2) * 0.22
+
+
+def _mark_predicted(
+    axes: Axes,
+    rows: Sequence[AblationRow],
+    settings: Sequence[str],
+    budgets: Sequence[int],
+    theme: Theme,
+) -> None:
+    placed = [
+        (row.density_predicted, settings.index(row.setting) + _shift(level, len(budgets)))
+        for level, budget in enumerate(budgets)
+        for row in rows
+        if row.budget == budget and row.density_predicted is not None
+    ]
+    if placed:
+        axes.plot(
+            [x for x, _ in placed],
+            [y for _, y in placed],
+            "|",
+            color=theme.ink,
+            markersize=9,
+            label="predicted",
+        )
+
+
 def ablation_dots(
     title: str, rows: Sequence[AblationRow], quantity: str, label: str, theme: Theme
 ) -> Figure:
@@ -400,7 +448,7 @@ def ablation_dots(
         shown = [(row, value) for row, value in chosen if value is not None]
         if not shown:
             continue
-        shift = (level - (len(budgets) - 1) / 2) * 0.22
+        shift = _shift(level, len(budgets))
         axes.errorbar(
             [value.value for _, value in shown],
             [settings.index(row.setting) + shift for row, _ in shown],
@@ -416,11 +464,13 @@ def ablation_dots(
             elinewidth=0.9,
             label=f"budget {budget}",
         )
+    if quantity == "density":
+        _mark_predicted(axes, rows, settings, budgets, theme)
     axes.set_yticks(range(len(settings)), [name.replace(ARROW, " → ") for name in settings])
     axes.set_ylim(len(settings) - 0.4, -0.6)
     axes.grid(axis="x", color=theme.faint, linewidth=0.5, alpha=0.6)
     axes.set_axisbelow(True)
     axes.set_xlabel(label)
     axes.set_title(title)
-    figure.legend(loc="outside lower center", ncols=len(budgets), handletextpad=0.1)
+    figure.legend(loc="outside lower center", ncols=len(budgets) + 1, handletextpad=0.1)
     return figure

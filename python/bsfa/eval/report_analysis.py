@@ -81,6 +81,11 @@ class Group:
         """Whether dense attention is good enough at this to measure a loss by."""
         return self.dense is not None and self.dense.accuracy.value >= INFORMATIVE
 
+    @property
+    def compares(self) -> bool:
+        """Whether it has both dense attention and a mode that leaves something out."""
+        return self.dense is not None and any(cell.mode not in EXACT for cell in self.cells)
+
     def of(self, mode: str) -> list[Cell]:
         """The cells of a mode, by budget."""
         return [cell for cell in self.cells if cell.mode == mode]
@@ -112,7 +117,7 @@ class Target:
     cell: Cell | None
     """None if no budget that was run reaches it."""
     smallest: bool = False
-    """Of all modes."""
+    """Of all modes, and below 1: something is left out."""
 
 
 @dataclass
@@ -141,7 +146,8 @@ class Analysis:
         """
         chosen = list(self.averages)
         for length in sorted({group.length for group in self.tasks}):
-            tasks = [group for group in self.tasks if group.length == length]
+            here = [group for group in self.tasks if group.length == length]
+            tasks = [group for group in here if group.compares] or here
             informative = [group for group in tasks if group.informative]
             if len(tasks) == 1:
                 chosen += tasks
@@ -285,13 +291,13 @@ def _targets(group: Group) -> list[Target]:
         reaching = [cell for cell in group.of(mode) if cell.accuracy.value >= needed]
         best = min(reaching, key=lambda cell: (cell.density, -cell.accuracy.value), default=None)
         rows.append(Target(group, mode, best))
-    densities = [row.cell.density for row in rows if row.cell is not None]
+    densities = [1.0, *(row.cell.density for row in rows if row.cell is not None)]
     return [
         Target(
             row.group,
             row.mode,
             row.cell,
-            row.cell is not None and row.cell.density == min(densities),
+            row.cell is not None and row.cell.density == min(densities) < 1,
         )
         for row in rows
     ]
@@ -347,17 +353,16 @@ def analyse(results: Results) -> Analysis:
                 points.setdefault(point.task, []).append(point)
         groups = [_group(task, [task], length, points) for task in sorted(points)]
         analysis.tasks += groups
-        # The mean is over tasks that can be compared with dense.
-        with_dense = [group for group in groups if group.dense is not None] or groups
-        informative = [group for group in groups if group.informative]
+        # Tasks with nothing to compare are in no mean.
+        compared = [group for group in groups if group.compares]
+        informative = [group for group in compared if group.informative]
         for title, chosen in (
-            (f"mean of {len(with_dense)} tasks", with_dense),
+            (f"mean of {len(compared)} tasks", compared),
             (f"mean of the {len(informative)} informative tasks", informative),
         ):
-            if len(chosen) > 1 and (chosen is with_dense or len(chosen) < len(with_dense)):
-                mean = _group(title, [group.title for group in chosen], length, points)
-                if any(cell.mode not in EXACT for cell in mean.cells):
-                    analysis.averages.append(mean)
+            if len(chosen) > 1 and (chosen is compared or len(chosen) < len(compared)):
+                names = [group.title for group in chosen]
+                analysis.averages.append(_group(title, names, length, points))
     for group in analysis.groups:
         analysis.equal_density += _comparisons(group, lambda cell: cell.density)
         analysis.equal_time += _comparisons(group, lambda cell: cell.attention)

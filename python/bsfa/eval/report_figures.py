@@ -160,8 +160,12 @@ def _maps(results: Results) -> list[Picture]:
             ),
             caption,
             partial(plots.kept_blocks, kept, GATE_BLOCK),
+            detail=kept.mode != "threshold",
         )
-        for kept in list(results.maps.values())[:MOST_MAPS]
+        for kept in sorted(
+            results.maps.values(),
+            key=lambda kept: (mode_order(kept.mode), kept.length, kept.budget or 0),
+        )[:MOST_MAPS]
     ]
 
 
@@ -172,36 +176,46 @@ def _depth_bins(depths: Sequence[float]) -> Callable[[float], float]:
     return lambda depth: math.floor(10 * depth + 0.5) / 10
 
 
+def _shared_tasks(points: Sequence[Point]) -> dict[int, set[str]]:
+    """By length, the tasks that every setting of that length has, so that grids compare."""
+    tasks: dict[int, dict[tuple[str, int | None], set[str]]] = {}
+    for point in points:
+        settings = tasks.setdefault(point.length, {})
+        settings.setdefault((point.mode, point.budget), set()).add(point.task)
+    return {length: set.intersection(*found.values()) for length, found in tasks.items()}
+
+
 def needle_grids(results: Results) -> list[plots.NeedleGrid]:
-    """By mode and budget, over all tasks whose needle has a depth."""
-    scores: dict[tuple[str, int | None], dict[tuple[float, int], list[float]]] = {}
-    depths = [
-        prompt.depth
+    """By mode and budget, over the tasks whose needle has a depth."""
+    points = [
+        point
         for point in results.points.values()
-        for prompt in point.prompts
-        if prompt.depth is not None
+        if any(prompt.depth is not None for prompt in point.prompts)
     ]
-    place = _depth_bins(depths)
-    for point in results.points.values():
-        for prompt in point.prompts:
-            if prompt.depth is not None:
-                cells = scores.setdefault((point.mode, point.budget), {})
-                cells.setdefault((place(prompt.depth), point.length), []).append(prompt.score)
-    rows = sorted({place(depth) for depth in depths})
+    shared = _shared_tasks(points)
+    scores: dict[tuple[str, int | None], dict[tuple[float, int], list[float]]] = {}
+    found = [
+        (point, prompt.depth, prompt.score)
+        for point in points
+        for prompt in point.prompts
+        if prompt.depth is not None and point.task in shared[point.length]
+    ]
+    place = _depth_bins([depth for _, depth, _ in found])
+    for point, depth, score in found:
+        cells = scores.setdefault((point.mode, point.budget), {})
+        cells.setdefault((place(depth), point.length), []).append(score)
+    rows = sorted({place(depth) for _, depth, _ in found})
+    tasks = tuple(sorted({point.task for point, _, _ in found}))
     grids = []
     for setting in sorted(scores, key=lambda s: (mode_order(s[0]), s[1] or 0)):
         cells = scores[setting]
         lengths = sorted({length for _, length in cells})
         counts = [len(values) for values in cells.values()]
+        accuracy = [
+            [fmean(cells[d, n]) if (d, n) in cells else None for n in lengths] for d in rows
+        ]
         grids.append(
-            plots.NeedleGrid(
-                *setting,
-                lengths,
-                rows,
-                [[fmean(cells[d, n]) if (d, n) in cells else None for n in lengths] for d in rows],
-                min(counts),
-                max(counts),
-            )
+            plots.NeedleGrid(*setting, lengths, rows, accuracy, tasks, min(counts), max(counts))
         )
     return grids
 
@@ -211,7 +225,7 @@ def _needles(results: Results) -> list[Picture]:
         Picture(
             "needle",
             _file_name("needle", grid.mode, grid.budget),
-            f"Mean score in per cent; {grid.fewest}"
+            f"{', '.join(grid.tasks)}: mean score in per cent; {grid.fewest}"
             + ("" if grid.fewest == grid.most else f" to {grid.most}")
             + " prompts a cell, too few for a cell alone to mean much.",
             partial(plots.needle_grid, grid),

@@ -165,8 +165,9 @@ def _setting(header: Header) -> str:
     }
     if not header.tasks:  # ablations alone
         del entries["Tasks"], entries["Thresholds"]
+    names = {"ttft_runs": "Timed prefills a point", "warm_up": "Prefills before timing"}
     entries |= {
-        name.replace("_", " ").capitalize(): _value(value)
+        names.get(name, name.replace("_", " ").capitalize()): _value(value)
         for name, value in header.settings.items()
     }
     inner = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in entries.items())
@@ -186,7 +187,7 @@ def _target(analysis: Analysis) -> str:
             whole = dense.accuracy.value
             found = [
                 str(cell.budget),
-                _plain(cell.density),
+                _plain(cell.density) if cell.density < 1 else "1: nothing is left out",
                 _share(cell.accuracy),
                 f"{100 * cell.accuracy.value / whole:.1f} %" if whole else NONE,
                 _points(cell.difference),
@@ -396,7 +397,8 @@ def _absent(analysis: Analysis) -> str:
 
 CURVES = """\
 <p class=soft>Bars and the grey band around dense are 95 % Wilson intervals over the n prompts of a
-point. Numbers at the points are budgets: blocks of keys kept beside the diagonal.</p>
+point; those of speedups are bootstrap intervals. Numbers at the points are budgets: blocks of keys
+kept beside the diagonal.</p>
 """
 
 METHOD = f"""\

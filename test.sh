@@ -63,8 +63,8 @@ build_and_test() {
 
 build_and_test cpu 6 -LE gpu
 if [ "$sanitizers" -eq 1 ]; then
-  build_and_test tsan 6 -LE 'llama|gpu|consumer'
-  build_and_test asan 9 -LE 'gpu|consumer'
+  build_and_test tsan 6 -LE 'llama|gpu' -E consumer
+  build_and_test asan 9 -LE gpu -E 'consumer|cli_model'
 fi
 if [ "$cuda" -eq 1 ]; then
   # One architecture of each family; without a GPU its tests are skipped, and say so.

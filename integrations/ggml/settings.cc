@@ -110,14 +110,13 @@ Settings settings_from_config(const bsfa_ggml_config& config, const Settings& ba
   settings.num_threads = base.num_threads;
   settings.print_stats = base.print_stats;
   if (config.mode < BSFA_GGML_OFF || config.mode > BSFA_GGML_CALIBRATE) {
-    refuse("mode is " + std::to_string(static_cast<int>(config.mode)) + "; accepted: 0 to 5");
+    refuse("mode is " + std::to_string(config.mode) + "; accepted: 0 to 5");
   }
   if (config.compute != BSFA_GGML_BF16 && config.compute != BSFA_GGML_EXACT) {
-    refuse("compute is " + std::to_string(static_cast<int>(config.compute)) +
-           "; accepted: bf16 (0), exact (1)");
+    refuse("compute is " + std::to_string(config.compute) + "; accepted: bf16 (0), exact (1)");
   }
-  settings.mode = config.mode;
-  settings.compute = config.compute;
+  settings.mode = static_cast<bsfa_ggml_mode>(config.mode);
+  settings.compute = static_cast<bsfa_ggml_compute>(config.compute);
   settings.budget = config.budget;
   settings.backend = config.backend == nullptr ? base.backend : config.backend;
   settings.block_max = config.block_max;

@@ -79,4 +79,17 @@ inline void store_element(void* data, DType dtype, std::int64_t index, float val
   }
 }
 
+// What is left of `value` in a type.
+constexpr float rounded(float value, DType dtype) {
+  switch (dtype) {
+    case DType::kBFloat16:
+      return float_from_bfloat16(bfloat16_from_float(value));
+    case DType::kFloat16:
+      return float_from_float16(float16_from_float(value));
+    case DType::kFloat32:
+      break;
+  }
+  return value;
+}
+
 }  // namespace bsfa

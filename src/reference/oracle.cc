@@ -11,18 +11,6 @@ namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-double rounded(float value, DType precision) {
-  switch (precision) {
-    case DType::kBFloat16:
-      return float_from_bfloat16(bfloat16_from_float(value));
-    case DType::kFloat16:
-      return float_from_float16(float16_from_float(value));
-    case DType::kFloat32:
-      break;
-  }
-  return value;
-}
-
 // Rows [begin, begin + count) of one head as fp64, [count, dim].
 std::vector<double> load_rows(const TensorView& tensor, std::int64_t batch, std::int64_t begin,
                               std::int64_t count, std::int64_t head, DType precision) {

@@ -10,21 +10,12 @@
 
 #include "bsfa/backends.hpp"
 #include "bsfa/bsfa_c.h"
+#include "c_abi/zeroed.hpp"
 
 namespace bsfa::test {
 namespace {
 
 constexpr std::int64_t kTokens = 300, kHeads = 4, kHeadsKv = 2, kDim = 16;
-
-template <typename T>
-T zeroed() {
-  T value;
-  std::memset(&value, 0, sizeof(value));
-  value.struct_size = sizeof(value);
-  return value;
-}
-
-std::string last_error() { return bsfa_last_error(); }
 
 // The same call for both surfaces. Results are poisoned, so that one that is not written shows.
 struct Call {

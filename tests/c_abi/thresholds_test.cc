@@ -3,26 +3,16 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <cstring>
 #include <limits>
 
 #include "bsfa/bsfa_c.h"
+#include "c_abi/zeroed.hpp"
 #include "file_bytes.hpp"
 
 namespace bsfa::test {
 namespace {
 
 const std::vector<std::int64_t> kBudgets{2, 4};
-
-template <typename T>
-T zeroed() {
-  T value;
-  std::memset(&value, 0, sizeof(value));
-  value.struct_size = sizeof(value);
-  return value;
-}
-
-std::string last_error() { return bsfa_last_error(); }
 
 bsfa_thresholds_info table_info(const std::vector<float>& values) {
   auto info = zeroed<bsfa_thresholds_info>();

@@ -19,6 +19,8 @@ struct Case {
   std::string message;  // part of what stderr must say
 };
 
+void PrintTo(const Case& bad, std::ostream* stream) { *stream << bad.name; }
+
 class BadInput : public testing::TestWithParam<Case> {};
 
 const char* const kRun = "run --model TMP/model.gguf --prompt-file TMP/text ";

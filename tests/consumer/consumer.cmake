@@ -16,7 +16,16 @@ string(REGEX REPLACE "/c\\+\\+" "/cc" cc "${cc}")
 set(programs use_cpp use_c99 use_c11)
 set(library ${PREFIX}/${LIBDIR}/libbsfa)
 
-if(STEP STREQUAL "layout")
+if(STEP STREQUAL "install_consumer")
+  run(${CMAKE_COMMAND} --install ${BUILD} --prefix ${PREFIX})
+elseif(STEP STREQUAL "install_consumer_static")
+  # What is tested is the linking, so nothing is optimised.
+  run(${CMAKE_COMMAND} -S ${TREE} -B ${WORK}/build -G ${GENERATOR} -DCMAKE_CXX_COMPILER=${CXX}
+    -DCMAKE_BUILD_TYPE=None -DBUILD_SHARED_LIBS=OFF -DBSFA_CUDA=off -DBSFA_BUILD_TESTS=OFF
+    -DBSFA_BUILD_APPS=OFF -DBSFA_BUILD_BENCH=OFF -DBSFA_BUILD_INTEGRATIONS=OFF)
+  run(${CMAKE_COMMAND} --build ${WORK}/build)
+  run(${CMAKE_COMMAND} --install ${WORK}/build --prefix ${PREFIX})
+elseif(STEP STREQUAL "layout")
   set(expected include/bsfa/attention.hpp include/bsfa/thresholds.hpp include/bsfa/calibration.hpp
     include/bsfa/bsfa_c.h ${LIBDIR}/pkgconfig/bsfa.pc ${LIBDIR}/cmake/bsfa/bsfaConfig.cmake
     ${LIBDIR}/cmake/bsfa/bsfaConfigVersion.cmake)
@@ -35,6 +44,9 @@ if(STEP STREQUAL "layout")
       message(FATAL_ERROR "libbsfa.so -> ${link} -> ${versioned}; expected versions ${interface} "
         "and ${VERSION}")
     endif()
+  endif()
+  if(NOT SHARED AND NOT EXISTS ${library}.a)
+    message(FATAL_ERROR "libbsfa.a was not installed")
   endif()
   # The installed program finds its libraries by itself.
   if(CLI)

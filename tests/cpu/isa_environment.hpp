@@ -3,11 +3,19 @@
 #include <gtest/gtest.h>
 
 #include <cstdlib>
+#include <ostream>
 #include <string>
 #include <vector>
 
 #include "cpu/isa.hpp"
 #include "support/sanitized.hpp"
+
+namespace bsfa::cpu {
+
+// How the tests print their parameter.
+inline void PrintTo(Isa isa, std::ostream* stream) { *stream << isa_name(isa); }
+
+}  // namespace bsfa::cpu
 
 namespace bsfa::testing {
 

@@ -115,7 +115,7 @@ TEST_F(SettingsTest, TheInterfaceRefusesToo) {
   bsfa_ggml_config config{};
   config.mode = BSFA_GGML_CALIBRATE;  // without a callback
   EXPECT_THROW(settings_from_config(config, {}), Error);
-  config.mode = static_cast<bsfa_ggml_mode>(17);
+  config.mode = 17;
   EXPECT_THROW(settings_from_config(config, {}), Error);
   config.mode = BSFA_GGML_SLIDING_WINDOW;
   config.budget = -1;

@@ -164,6 +164,8 @@ std::vector<Refusal> refusals() {
   };
 }
 
+void PrintTo(const Refusal& refusal, std::ostream* stream) { *stream << refusal.name; }
+
 class ThresholdRefusal : public testing::TestWithParam<Refusal> {};
 
 TEST_P(ThresholdRefusal, SaysWhatIsWrongAndWhere) {

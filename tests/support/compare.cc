@@ -16,18 +16,6 @@ namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-float rounded(float value, DType dtype) {
-  switch (dtype) {
-    case DType::kBFloat16:
-      return float_from_bfloat16(bfloat16_from_float(value));
-    case DType::kFloat16:
-      return float_from_float16(float16_from_float(value));
-    case DType::kFloat32:
-      break;
-  }
-  return value;
-}
-
 // Plain attention in fp32 with operands, weights and output rounded as a backend may round them:
 // what the error of a backend is measured with. [seqlen_q, dim_v]
 std::vector<float> plain_attention(const Problem& problem, std::int64_t n, std::int64_t head,

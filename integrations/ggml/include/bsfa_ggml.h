@@ -46,8 +46,8 @@ typedef int (*bsfa_ggml_block_max_callback)(void* user, int layer, int64_t q_off
                                             const float* block_max);
 
 struct bsfa_ggml_config {
-  enum bsfa_ggml_mode mode;
-  enum bsfa_ggml_compute compute;
+  int32_t mode;           /* bsfa_ggml_mode */
+  int32_t compute;        /* bsfa_ggml_compute */
   const char* thresholds; /* THRESHOLD: path of a threshold file */
   int64_t budget;         /* THRESHOLD: 0 is the file's recommended one; SLIDING_WINDOW: blocks */
   const char* backend;    /* by name, "": the best, NULL: BSFA_BACKEND's, or the best */

@@ -62,6 +62,22 @@ __device__ __forceinline__ void barrier_arrive(int id, int threads) {
   asm volatile("barrier.cta.arrive.aligned %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
+// Waits like barrier_sync; true if `mine` is for any of the threads.
+__device__ __forceinline__ bool barrier_any(int id, int threads, bool mine) {
+  int any;
+  asm volatile(
+      "{\n"
+      ".reg .pred mine, any;\n"
+      "setp.ne.s32 mine, %3, 0;\n"
+      "barrier.cta.red.or.aligned.pred any, %1, %2, mine;\n"
+      "selp.s32 %0, 1, 0, any;\n"
+      "}\n"
+      : "=r"(any)
+      : "r"(id), "r"(threads), "r"(static_cast<int>(mine))
+      : "memory");
+  return any != 0;
+}
+
 // --- the copy engine ---
 
 __device__ __forceinline__ void prefetch_tensor_map(const CUtensorMap* map) {

@@ -67,7 +67,7 @@ Status plan(const Problem& problem, AttentionPlan* plan) {
   }
   BSFA_RETURN_IF_ERROR(check_operands(problem));
   const char* forms[] = {"dense", "gated", "calibrating"};
-  plan->kernel = text(forms[static_cast<int>(form_of(problem))], " ", kBlockM, "x", kPairN, "x",
+  plan->kernel = text(forms[static_cast<int>(form_of(problem))], " ", kBlockM, "x", kBlockN, "x",
                       problem.head_dim, ", TMA and wgmma");
   plan->compute = dtype_name(problem.q.dtype);
   plan->workspace_bytes = kWorkspaceBytes;
@@ -106,7 +106,7 @@ Status run(const Problem& problem) {
   const bool no_keys = problem.k.data == nullptr || problem.k.shape[1] == 0;
   BSFA_RETURN_IF_ERROR(encode_tensor_map("q", problem.q, kBlockM, &arguments.q));
   BSFA_RETURN_IF_ERROR(
-      encode_tensor_map("k", no_keys ? problem.q : problem.k, kPairN, &arguments.k));
+      encode_tensor_map("k", no_keys ? problem.q : problem.k, kBlockN, &arguments.k));
   BSFA_RETURN_IF_ERROR(
       encode_tensor_map("v", no_keys ? problem.q : problem.v, kBlockN, &arguments.v));
 

@@ -2,224 +2,287 @@
 
 #include <cstdint>
 
+#include "core/gate.hpp"
 #include "cuda/common/ptx.cuh"
 #include "cuda/common/softmax.cuh"
 #include "cuda/sm90/config.cuh"
-#include "cuda/sm90/producer.cuh"
 #include "cuda/sm90/wgmma.cuh"
 
-// A consumer warpgroup: 64 of a tile's 128 rows.
+// A consumer warpgroup: all 128 rows of a tile, as two halves of 64.
 //
-// A step is a pair of neighbouring blocks, n and n - 1. The two warpgroups take turns at the tensor
-// cores, whose queue holds eight products: in its turn a warpgroup starts the scores of the next
-// pair and the products P V of the blocks kept of the last one, and it computes maxima and
-// exponentials while the products and the other warpgroup's turn run. A block that its own 64 rows
-// want is kept whatever the others say; only where they do not, does it wait for their vote. V of a
-// kept block has until the next turn to arrive.
+// Everything that a gate decision needs is in one warpgroup, so a vote is one barrier of 128
+// threads, and nothing waits for another warpgroup. Each chain of scores, vote, exponentials and
+// P V is serial; the tensor cores are kept busy by the other stream of the multiprocessor, which is
+// elsewhere in its own.
 
 namespace bsfa::cuda::sm90 {
+
+// Floats as integers of the same order (NaN above all), so that a maximum is an integer one.
+__device__ __forceinline__ int ordered_bits(float value) {
+  const int bits = __float_as_int(value);
+  return bits ^ ((bits >> 31) & 0x7fffffff);
+}
+
+__device__ __forceinline__ float from_ordered_bits(int bits) {
+  return __int_as_float(bits ^ ((bits >> 31) & 0x7fffffff));
+}
+
+// Zeroes the rows of a V block from `rows` on: zero probabilities times anything must be zero. For
+// all threads of a warpgroup; ordered before its later products. Rare, so kept out of the loop.
+template <int kHeadDim>
+__device__ __forceinline__ void zero_value_rows(std::uint8_t* block, int rows, int barrier) {
+  const int vectors = (kBlockN - rows) * 8;
+  for (int chunk = 0; chunk < Config<kHeadDim>::kChunks; ++chunk) {
+    uint4* base = reinterpret_cast<uint4*>(block + (chunk * kBlockN + rows) * 128);
+    for (int i = threadIdx.x % kWarpgroup; i < vectors; i += kWarpgroup) {
+      base[i] = make_uint4(0, 0, 0, 0);
+    }
+  }
+  fence_async_proxy();
+  barrier_sync(barrier, kWarpgroup);
+}
 
 template <typename T, Form kForm, int kHeadDim>
 struct Consumer {
   using C = Config<kHeadDim>;
+  static constexpr int kHalves = 2;
   static constexpr int kOutRegisters = kHeadDim / 2;
 
   const Arguments& args;
-  SharedStorage<kHeadDim>& shared;
-  const int group;  // which 64 rows
+  Stream<kHeadDim>& data;
+  StreamState<kHeadDim>& state;
+  const int stream;
 
-  float out[kOutRegisters];
-  std::uint32_t p_upper[16], p_lower[16];  // probabilities of the last pair
-  RunningSoftmax softmax;
-  Kept kept;                         // what p_upper and p_lower hold
-  float max_upper[2], max_lower[2];  // row maxima of the pair that is looked at
-  RingPosition<2> q_ring;
+  float out[kHalves][kOutRegisters];
+  float s[kHalves][32];  // scores of a block
+  RunningSoftmax softmax[kHalves];
+  float maximum[kHalves][2];  // of the rows of s
   RingPosition<C::kStagesK> k_ring;
   RingPosition<C::kStagesV> v_ring;
-  RingPosition<C::kStagesV> v_done;
-  RingPosition<kBallotSlots> cast_ring;
-  RingPosition<kBallotSlots> read_ring;
+  std::uint32_t q_phase = 0;
+  int tile_slot = 0;
+  std::uint32_t tile_phase = 0;
+  int parity = 0;  // of the slots of block maxima
 
   // Of the tile.
   int n_begin, n_end, kept_begin, kept_end;
-  int full_begin, full_end;  // blocks that all rows of the warpgroup see whole
+  int full_begin, full_end;  // blocks that all rows see whole
   float threshold;
-  bool present[2];
-  VisibleColumns columns;  // of block 0
+  int kept_blocks;
   float slack;
 
   __device__ __forceinline__ int thread() const { return threadIdx.x % kWarpgroup; }
   __device__ __forceinline__ bool leader() const { return threadIdx.x % 32 == 0; }
+  // This thread's first row of a half; the other is 8 below.
+  __device__ __forceinline__ int first_row(int half) const {
+    return half * 64 + thread() / 32 * 16 + threadIdx.x % 32 / 4;
+  }
+  __device__ __forceinline__ bool present(const Tile& tile, int row) const {
+    return row >= tile.row_begin && row < tile.row_end;
+  }
 
-  // Starts S = Q K^T of the next pair of the ring: s[0 .. 31] of its lower block, s[32 .. 63] of
-  // the upper.
-  __device__ __forceinline__ void issue_scores(float (&s)[64]) {
-    mbarrier_wait(&shared.k_full[k_ring.stage], k_ring.phase);
-    const std::uint64_t queries =
-        operand_descriptor(shared_address(shared.q[q_ring.stage]) + group * (64 * 128), 0, 1024);
-    const std::uint64_t keys = operand_descriptor(shared_address(shared.k[k_ring.stage]), 0, 1024);
-    pin_registers(s);
+  __device__ __forceinline__ void wait_keys() {
+    mbarrier_wait(&state.k_full[k_ring.stage], k_ring.phase);
+  }
+
+  // Starts S = Q K^T of a half and the next block of the ring.
+  __device__ __forceinline__ void issue_scores(int half) {
+    const Operand queries(shared_address(data.q) + half * (64 * 128), 0);
+    const Operand keys(shared_address(data.k[k_ring.stage]), 0);
     wgmma_fence();
+    wgmma_shared<T, true>(s[half], queries.at(0), keys.at(0));
 #pragma unroll
-    for (int k = 0; k < kHeadDim / 16; ++k) {
+    for (int k = 1; k < kHeadDim / 16; ++k) {
       const int inside = k % 4 * 32;
-      wgmma_shared<T>(s, queries + ((k / 4 * kBlockM * 128 + inside) >> 4),
-                      keys + ((k / 4 * kPairN * 128 + inside) >> 4), k > 0);
+      wgmma_shared<T, false>(s[half], queries.at(k / 4 * kBlockM * 128 + inside),
+                             keys.at(k / 4 * kBlockN * 128 + inside));
     }
     wgmma_commit();
   }
 
-  __device__ __forceinline__ void release_keys() {
-    if (leader()) mbarrier_arrive(&shared.k_empty[k_ring.stage]);
+  // Waits for the scores of block n half by half, masks them and finds the maxima of their rows.
+  __device__ __forceinline__ void receive_scores(int n) {
+    wgmma_wait<1>();
+    examine(0, n);
+    wgmma_wait<0>();
+    if (leader()) mbarrier_arrive(&state.k_empty[k_ring.stage]);
     k_ring.advance();
+    examine(1, n);
   }
 
-  // Starts out += P V with the next V of the ring.
-  __device__ __forceinline__ void issue_values(std::uint32_t (&p)[16]) {
-    mbarrier_wait(&shared.v_full[v_ring.stage], v_ring.phase);
-    const std::uint64_t values =
-        operand_descriptor(shared_address(shared.v[v_ring.stage]), kBlockN * 128, 1024);
-    pin_registers(out);
-    pin_registers(p);
+  __device__ __forceinline__ void compute_scores(int n) {
+    wait_keys();
+    issue_scores(0);
+    issue_scores(1);
+    receive_scores(n);
+  }
+
+  __device__ __forceinline__ void examine(int half, int n) {
+    pin_registers(s[half]);
+    if (n < full_begin || n >= full_end) mask(half, n);
+    row_maxima(s[half], maximum[half]);
+  }
+
+  __device__ __forceinline__ void mask(int half, int n) {
+    const Tile& tile = state.tile[tile_slot];
+    const SequenceLayout& sequences = args.params.sequences;
+    const int window = static_cast<int>(sequences.window);
+    VisibleColumns columns;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int position = tile.key + first_row(half) + 8 * i;
+      const int origin = n * kBlockN + threadIdx.x % 4 * 2;
+      columns.low[i] = (window > 0 ? position - window + 1 : 0) - origin;
+      columns.high[i] =
+          (sequences.causal ? min(tile.seqlen_k, position + 1) : tile.seqlen_k) - origin;
+    }
+    mask_scores(s[half], columns);
+  }
+
+  // The largest of the block's scores in this thread's rows, as far as they are present.
+  __device__ __forceinline__ float largest() const {
+    const Tile& tile = state.tile[tile_slot];
+    float result = -INFINITY;
+#pragma unroll
+    for (int half = 0; half < kHalves; ++half) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        result = max_nan(result, present(tile, first_row(half) + 8 * i) ? maximum[half][i]
+                                                                       : -INFINITY);
+      }
+    }
+    return result;
+  }
+
+  // Whether block n is kept: a vote of all rows.
+  __device__ __forceinline__ bool decide(int n) {
+    if constexpr (kForm == Form::kGated) {
+      const bool kept = barrier_any(
+          1 + stream, kWarpgroup,
+          keep_block(largest(), threshold, n >= kept_begin && n < kept_end));
+      kept_blocks += kept ? 1 : 0;
+      if (thread() == 0) {
+        const Tile& tile = state.tile[tile_slot];
+        const KernelParams& p = args.params;
+        if (kept) {
+          mbarrier_arrive_expect(&state.v_full[v_ring.stage], C::kBlockBytes);
+          copy_box(data.v[v_ring.stage], &args.v, &state.v_full[v_ring.stage], 0,
+                   tile.k_row + n * kBlockN, 0, tile.head / p.group, tile.batch);
+        }
+        if (p.kept_mask != nullptr) {
+          p.kept_mask[tile.sequence * p.mask_stride[0] + tile.head * p.mask_stride[1] +
+                      tile.q_block * p.mask_stride[2] + n * p.mask_stride[3]] = kept ? 1 : 0;
+        }
+      }
+      return kept;
+    } else {
+      if constexpr (kForm == Form::kCalibrating) write_block_maximum(n);
+      int kept;
+      asm volatile("{ .reg .pred p; setp.ne.s32 p, %1, -1; selp.s32 %0, 1, 0, p; }" : "=r"(kept) : "r"(n));
+      return kept != 0;
+    }
+  }
+
+  __device__ __forceinline__ void write_block_maximum(int n) {
+    int* slots = state.block_max[parity];
+    parity ^= 1;
+    const int mine = __reduce_max_sync(0xffffffffu, ordered_bits(largest()));
+    if (leader()) slots[thread() / 32] = mine;
+    barrier_sync(1 + stream, kWarpgroup);
+    if (thread() != 0) return;
+    const Tile& tile = state.tile[tile_slot];
+    const KernelParams& p = args.params;
+    int best = slots[0];
+#pragma unroll
+    for (int i = 1; i < kConsumerWarps; ++i) best = max(best, slots[i]);
+    p.block_max[tile.sequence * p.max_stride[0] + tile.head * p.max_stride[1] +
+                tile.q_block * p.max_stride[2] + n * p.max_stride[3]] =
+        from_ordered_bits(best) * p.softmax_scale;
+  }
+
+  // Moves the references of the softmax where the maxima have outgrown them.
+  __device__ __forceinline__ void follow_maxima() {
+    bool grown = false;
+#pragma unroll
+    for (int half = 0; half < kHalves; ++half) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        grown = grown || maximum[half][i] > softmax[half].reference[i] + slack;
+      }
+    }
+    if (__any_sync(0xffffffffu, grown)) {
+#pragma unroll
+      for (int half = 0; half < kHalves; ++half) {
+        float factor[2];
+        softmax[half].follow(maximum[half], args.params.scale_log2, factor);
+#pragma unroll
+        for (int i = 0; i < kOutRegisters; ++i) out[half][i] *= factor[i / 2 % 2];
+      }
+    }
+  }
+
+  __device__ __forceinline__ void exponentiate(int half) {
+    softmax[half].exponentiate(s[half], args.params.scale_log2);
+#pragma unroll
+    for (int i = 0; i < 16; ++i) s[half][i] = __uint_as_float(pack<T>(s[half][2 * i], s[half][2 * i + 1]));
+  }
+
+  // Waits for V of block n, the next of the ring.
+  __device__ __forceinline__ void wait_values(int n) {
+    mbarrier_wait(&state.v_full[v_ring.stage], v_ring.phase);
+    if (args.params.zero_value_tail) {
+      const int rows = state.tile[tile_slot].seqlen_k - n * kBlockN;
+      if (rows < kBlockN) zero_value_rows<kHeadDim>(data.v[v_ring.stage], rows, 1 + stream);
+    }
+  }
+
+  // Starts out += P V of a half.
+  __device__ __forceinline__ void issue_values(int half) {
+    const Operand values(shared_address(data.v[v_ring.stage]), kBlockN * 128);
+    pin_registers(out[half]);
+    pin_registers(s[half]);
     wgmma_fence();
 #pragma unroll
     for (int k = 0; k < kBlockN / 16; ++k) {
-      wgmma<T, true>(out, &p[4 * k], values + ((k * 16 * 128) >> 4), 1);
+      wgmma<T, true>(out[half], &s[half][4 * k], values.at(k * 16 * 128), 1);
+    }
+    wgmma_commit();
+  }
+
+  __device__ __forceinline__ void release_values() {
+    if constexpr (kForm != Form::kGated) {
+      if (leader()) mbarrier_arrive(&state.v_empty[v_ring.stage]);
     }
     v_ring.advance();
   }
 
-  // All products of the last pair as one group, and the end of the turn; then waits until only that
-  // group is in flight.
-  __device__ __forceinline__ void issue_products() {
-    if (kept.upper && kept.lower) {
-      issue_values(p_upper);
-      issue_values(p_lower);
-      wgmma_commit();
-      give_turn();
+  // Adds block n, whose scores are in s, to the output; leaves with those of block n - 1 in s.
+  __device__ __forceinline__ void attend(int n) {
+    follow_maxima();
+    exponentiate(0);
+    exponentiate(1);
+    wait_values(n);  // on their way since the decision
+    issue_values(0);
+    issue_values(1);
+    if (n > n_begin) {
+      // A half's scores start when its probabilities are no longer read, so that they can have the
+      // same registers; the other half's products keep the tensor cores busy meanwhile.
+      wait_keys();
       wgmma_wait<1>();
-    } else if (kept.upper) {
-      issue_values(p_upper);
-      wgmma_commit();
-      give_turn();
+      pin_registers(s[0]);
+      pin_registers(out[0]);
+      issue_scores(0);
       wgmma_wait<1>();
-    } else if (kept.lower) {
-      issue_values(p_lower);
-      wgmma_commit();
-      give_turn();
-      wgmma_wait<1>();
+      pin_registers(s[1]);
+      pin_registers(out[1]);
+      release_values();
+      issue_scores(1);
+      receive_scores(n - 1);
     } else {
-      give_turn();
       wgmma_wait<0>();
-    }
-  }
-
-  __device__ __forceinline__ void release_values() {
-    const int count = (kept.upper ? 1 : 0) + (kept.lower ? 1 : 0);
-    for (int i = 0; i < count; ++i) {
-      if (leader()) mbarrier_arrive(&shared.v_empty[v_done.stage]);
-      v_done.advance();
-    }
-  }
-
-  // The right to issue products goes back and forth between the warpgroups.
-  __device__ __forceinline__ void take_turn() const {
-    barrier_sync(kBarrierTurn + group, kConsumerThreads);
-  }
-  __device__ __forceinline__ void give_turn() const {
-    barrier_arrive(kBarrierTurn + (group ^ 1), kConsumerThreads);
-  }
-
-  __device__ __forceinline__ void mask(float* s, int n) const {
-    if (n < full_begin || n >= full_end) {
-      const int shift = n * kBlockN;
-      mask_scores(s, {{columns.low[0] - shift, columns.low[1] - shift},
-                      {columns.high[0] - shift, columns.high[1] - shift}});
-    }
-  }
-
-  // The largest of a block's scores in this thread's rows, as far as they are present.
-  __device__ __forceinline__ float largest(const float (&row_maximum)[2]) const {
-    return max_nan(present[0] ? row_maximum[0] : -INFINITY,
-                   present[1] ? row_maximum[1] : -INFINITY);
-  }
-
-  __device__ __forceinline__ void cast_ballot(int upper, int lower) {
-    if (leader()) {
-      mbarrier_wait(&shared.ballot_empty[cast_ring.stage], cast_ring.phase ^ 1);
-      shared.ballot[cast_ring.stage][threadIdx.x / 32 - 4] = make_int2(upper, lower);
-      mbarrier_arrive(&shared.ballot_full[cast_ring.stage]);
-    }
-    __syncwarp();
-    cast_ring.advance();
-  }
-
-  // Masks the finished scores of blocks n and n - 1, finds their row maxima, and says which of the
-  // two are kept. All 128 rows have a say in that.
-  __device__ __forceinline__ Kept examine(float (&s)[64], int n) {
-    const bool pair = n > n_begin;
-    if (n >= full_end || n - 1 < full_begin) {
-      mask(s + 32, n);
-      mask(s, n - 1);
-    }
-    row_maxima(s + 32, max_upper);
-    row_maxima(s, max_lower);
-    if constexpr (kForm == Form::kDense) {
-      return {true, pair};
-    } else if constexpr (kForm == Form::kCalibrating) {
-      cast_ballot(__reduce_max_sync(0xffffffffu, ordered_bits(largest(max_upper))),
-                  __reduce_max_sync(0xffffffffu, ordered_bits(largest(max_lower))));
-      return {true, pair};
-    } else {
-      const auto always = [&](int block) { return block >= kept_begin && block < kept_end; };
-      const bool upper =
-          __any_sync(0xffffffffu, keep_block(largest(max_upper), threshold, always(n)));
-      const bool lower =
-          __any_sync(0xffffffffu, pair && keep_block(largest(max_lower), threshold, always(n - 1)));
-      cast_ballot(upper, lower);
-      Kept result{upper, lower};
-      if (upper && (lower || !pair)) {
-        if (leader()) mbarrier_arrive(&shared.ballot_empty[read_ring.stage]);
-      } else {
-        result = read_ballots(shared, read_ring);
-      }
-      read_ring.advance();
-      return result;
-    }
-  }
-
-  // Turns the scores of the kept blocks into probabilities, when the products of the last pair are
-  // done with the old ones.
-  __device__ __forceinline__ void settle(float (&s)[64], Kept now) {
-    float factor[2];
-    bool rescale = false;
-    if (now.upper || now.lower) {
-      float row_maximum[2];
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        row_maximum[i] =
-            max_nan(now.upper ? max_upper[i] : -INFINITY, now.lower ? max_lower[i] : -INFINITY);
-      }
-      rescale = softmax.must_follow(row_maximum, slack);
-      if (rescale) softmax.follow(row_maximum, args.params.scale_log2, factor);
-      if (now.upper) softmax.exponentiate(s + 32, args.params.scale_log2);
-      if (now.lower) softmax.exponentiate(s, args.params.scale_log2);
-    }
-    wgmma_wait<0>();
-    pin_registers(out);
-    release_values();
-    kept = now;
-    if (rescale) {
-#pragma unroll
-      for (int i = 0; i < kOutRegisters; ++i) out[i] *= factor[i / 2 % 2];
-    }
-    if (now.upper) {
-#pragma unroll
-      for (int i = 0; i < 16; ++i) p_upper[i] = pack<T>(s[32 + 2 * i], s[33 + 2 * i]);
-    }
-    if (now.lower) {
-#pragma unroll
-      for (int i = 0; i < 16; ++i) p_lower[i] = pack<T>(s[2 * i], s[2 * i + 1]);
+      pin_registers(out[0]);
+      pin_registers(out[1]);
+      release_values();
     }
   }
 
@@ -229,131 +292,117 @@ struct Consumer {
     kept_begin = tile.kept_begin;
     kept_end = tile.kept_end;
     threshold = tile.threshold;
-    const KernelParams& p = args.params;
-    const int window = static_cast<int>(p.sequences.window);
-    const auto low = [&](int row) { return window > 0 ? tile.key + row - window + 1 : 0; };
-    const auto high = [&](int row) {
-      return p.sequences.causal ? min(tile.seqlen_k, tile.key + row + 1) : tile.seqlen_k;
-    };
-    const int first = group * 64 + thread() / 32 * 16 + threadIdx.x % 32 / 4;
-    const int column = threadIdx.x % 4 * 2;
+    kept_blocks = 0;
+    const SequenceLayout& sequences = args.params.sequences;
+    const int window = static_cast<int>(sequences.window);
+    const int low = window > 0 ? tile.key + kBlockM - window : 0;  // of the last row
+    const int high = sequences.causal ? min(tile.seqlen_k, tile.key + 1) : tile.seqlen_k;
+    full_begin = max(0, (low + kBlockN - 1) >> 6);
+    full_end = high >> 6;
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int row = first + 8 * i;
-      present[i] = row >= tile.row_begin && row < tile.row_end;
-      columns.low[i] = low(row) - column;
-      columns.high[i] = high(row) - column;
+    for (int half = 0; half < kHalves; ++half) {
+      softmax[half] = {};
+#pragma unroll
+      for (int i = 0; i < kOutRegisters; ++i) out[half][i] = 0;
     }
-    full_begin = max(0, (low(group * 64 + 63) + kBlockN - 1) >> 6);
-    full_end = high(group * 64) >> 6;
   }
 
-  __device__ __forceinline__ void attend() {
-#pragma unroll
-    for (int i = 0; i < kOutRegisters; ++i) out[i] = 0;
-    softmax = {};
-    kept = {false, false};
-    float s[64];
-    for (int n = n_end - 1; n >= n_begin; n -= 2) {
-      take_turn();
-      issue_scores(s);
-      issue_products();
-      pin_registers(s);
-      release_keys();
-      settle(s, examine(s, n));
+  __device__ __forceinline__ void attend_tile() {
+    mbarrier_wait(&state.q_full, q_phase);
+    q_phase ^= 1;
+    compute_scores(n_end - 1);
+    for (int n = n_end - 1; n >= n_begin; --n) {
+      if (decide(n)) {
+        attend(n);
+      } else if (n > n_begin) {
+        compute_scores(n - 1);
+      }
     }
-    if (leader()) mbarrier_arrive(&shared.q_empty[q_ring.stage]);
-    if (kept.upper) {
-      issue_values(p_upper);
-      wgmma_commit();
+    if (leader()) mbarrier_arrive(&state.q_empty);
+    if constexpr (kForm == Form::kGated) {
+      const KernelParams& p = args.params;
+      if (p.kept_blocks != nullptr && thread() == 0 && kept_blocks > 0) {
+        const Tile& tile = state.tile[tile_slot];
+        atomicAdd(
+            reinterpret_cast<unsigned long long*>(
+                &p.kept_blocks[tile.sequence * p.kept_stride[0] + tile.head * p.kept_stride[1]]),
+            static_cast<unsigned long long>(kept_blocks));
+      }
     }
-    if (kept.lower) {
-      issue_values(p_lower);
-      wgmma_commit();
-    }
-    wgmma_wait<0>();
-    pin_registers(out);
-    release_values();
+  }
+
+  // Four columns pairs of four lanes, transposed, so that a lane has 16 bytes that lie together.
+  static __device__ __forceinline__ uint4 gather_columns(std::uint32_t a, std::uint32_t b,
+                                                         std::uint32_t c, std::uint32_t d) {
+    const int lane = threadIdx.x % 4;
+    const auto exchange = [&](std::uint32_t& low, std::uint32_t& high, int mask) {
+      const bool upper = (lane & mask) != 0;
+      const std::uint32_t got = __shfl_xor_sync(0xffffffffu, upper ? low : high, mask);
+      (upper ? low : high) = got;
+    };
+    exchange(a, b, 1);
+    exchange(c, d, 1);
+    exchange(a, c, 2);
+    exchange(b, d, 2);
+    return make_uint4(a, b, c, d);
   }
 
   // Normalises and writes the rows that are present.
   __device__ __forceinline__ void store(const Tile& tile) {
     const KernelParams& p = args.params;
-    const int lane = threadIdx.x % 32;
-    float inverse[2];
+    T* const target = static_cast<T*>(p.out) + tile.batch * p.out_stride[0] +
+                      tile.head * p.out_stride[2] + threadIdx.x % 4 * 8;
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      float sum = quad_sum(softmax.sum[i]);
-      const bool seen = softmax.reference[i] != -INFINITY;
-      float reference = seen ? softmax.reference[i] * p.softmax_scale : -INFINITY;
-      if (p.sinks != nullptr) {
-        const float sink = p.sinks[tile.head];
-        if (seen) {
-          sum += exp2_approx((sink - reference) * kLog2e);
-        } else {
-          reference = sink;
-          sum = 1;
+    for (int half = 0; half < kHalves; ++half) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int row = first_row(half) + 8 * i;
+        const bool stored = present(tile, row);
+        float sum = quad_sum(softmax[half].sum[i]);
+        const bool seen = softmax[half].reference[i] != -INFINITY;
+        float reference = seen ? softmax[half].reference[i] * p.softmax_scale : -INFINITY;
+        if (p.sinks != nullptr) {
+          const float sink = p.sinks[tile.head];
+          if (seen) {
+            sum += exp2_approx((sink - reference) * kLog2e);
+          } else {
+            reference = sink;
+            sum = 1;
+          }
+        }
+        const float inverse = sum == 0 ? 0.0f : 1.0f / sum;
+        if (p.lse != nullptr && stored && threadIdx.x % 4 == 0) {
+          p.lse[tile.batch * p.lse_stride[0] + tile.head * p.lse_stride[1] +
+                (tile.q_row + row) * p.lse_stride[2]] = reference + logf(sum);
+        }
+#pragma unroll
+        for (int k = 0; k < kHeadDim / 32; ++k) {
+          const float* o = &out[half][16 * k + 2 * i];
+          const uint4 columns = gather_columns(
+              pack<T>(o[0] * inverse, o[1] * inverse), pack<T>(o[4] * inverse, o[5] * inverse),
+              pack<T>(o[8] * inverse, o[9] * inverse), pack<T>(o[12] * inverse, o[13] * inverse));
+          if (stored) {
+            *reinterpret_cast<uint4*>(target + (tile.q_row + row) * p.out_stride[1] + 32 * k) =
+                columns;
+          }
         }
       }
-      inverse[i] = sum == 0 ? 0.0f : 1.0f / sum;
-      const int row = group * 64 + thread() / 32 * 16 + lane / 4 + 8 * i;
-      if (p.lse != nullptr && present[i] && lane % 4 == 0) {
-        p.lse[tile.batch * p.lse_stride[0] + tile.head * p.lse_stride[1] +
-              (tile.q_row + row) * p.lse_stride[2]] = reference + logf(sum);
-      }
     }
-    // Through shared memory, so that global stores are whole lines: [row][16-byte vector], with the
-    // vectors of a row permuted by the row against bank conflicts.
-    constexpr int kVectors = kHeadDim / 8;
-    std::uint8_t* base = shared.out + group * (64 * kHeadDim * 2);
-    {
-      const int row = thread() / 32 * 16 + lane % 16;
-      const std::uint32_t address = shared_address(base) + row * (kHeadDim * 2);
-#pragma unroll
-      for (int k = 0; k < kHeadDim / 16; ++k) {
-        const int vector = (2 * k + lane / 16) ^ (row % 8);
-        const float* o = &out[8 * k];
-        store_matrices(address + vector * 16, pack<T>(o[0] * inverse[0], o[1] * inverse[0]),
-                       pack<T>(o[2] * inverse[1], o[3] * inverse[1]),
-                       pack<T>(o[4] * inverse[0], o[5] * inverse[0]),
-                       pack<T>(o[6] * inverse[1], o[7] * inverse[1]));
-      }
-    }
-    barrier_sync(kBarrierStore + group, kWarpgroup);
-    std::uint8_t* target = static_cast<std::uint8_t*>(p.out) +
-                           2 * (tile.batch * p.out_stride[0] + tile.head * p.out_stride[2]);
-#pragma unroll
-    for (int i = 0; i < 64 * kVectors / kWarpgroup; ++i) {
-      const int index = i * kWarpgroup + thread();
-      const int row = index / kVectors;
-      const int vector = index % kVectors;
-      const uint4 value =
-          *reinterpret_cast<const uint4*>(base + row * (kHeadDim * 2) + (vector ^ (row % 8)) * 16);
-      const int tile_row = group * 64 + row;
-      if (tile_row >= tile.row_begin && tile_row < tile.row_end) {
-        *reinterpret_cast<uint4*>(target + 2 * (tile.q_row + tile_row) * p.out_stride[1] +
-                                  vector * 16) = value;
-      }
-    }
-    barrier_sync(kBarrierStore + group, kWarpgroup);
   }
 
   __device__ __forceinline__ void run() {
-    if (group == 1) give_turn();
     slack = RunningSoftmax::kSlack / args.params.scale_log2;
-    TileReader<kHeadDim> reader{shared};
-    for (Tile tile = reader.next(); tile.sequence >= 0; tile = reader.next()) {
+    for (;;) {
+      mbarrier_wait(&state.tile_full[tile_slot], tile_phase);
+      const Tile& tile = state.tile[tile_slot];
+      if (tile.sequence < 0) return;
       set_tile(tile);
-      if (n_end > n_begin) {
-        mbarrier_wait(&shared.q_full[q_ring.stage], q_ring.phase);
-        attend();
-        q_ring.advance();
-      } else {
-#pragma unroll
-        for (int i = 0; i < kOutRegisters; ++i) out[i] = 0;
-        softmax = {};
-      }
+      if (n_end > n_begin) attend_tile();
       store(tile);
+      __syncwarp();
+      if (leader()) mbarrier_arrive(&state.tile_empty[tile_slot]);
+      tile_phase ^= tile_slot;
+      tile_slot ^= 1;
     }
   }
 };

@@ -9,10 +9,29 @@
 
 namespace bsfa::cuda::sm90 {
 
+template <Form kForm, int kHeadDim>
+__device__ __forceinline__ void init_barriers(StreamState<kHeadDim>& state) {
+  using C = Config<kHeadDim>;
+  mbarrier_init(&state.q_full, 1);
+  mbarrier_init(&state.q_empty, kConsumerWarps);
+  for (int i = 0; i < C::kStagesK; ++i) {
+    mbarrier_init(&state.k_full[i], 1);
+    mbarrier_init(&state.k_empty[i], kConsumerWarps);
+  }
+  for (int i = 0; i < C::kStagesV; ++i) {
+    mbarrier_init(&state.v_full[i], 1);
+    mbarrier_init(&state.v_empty[i], kConsumerWarps);
+  }
+  // Tiles are read by the consumers and, where it has work, the V warp.
+  for (int i = 0; i < 2; ++i) {
+    mbarrier_init(&state.tile_full[i], 1);
+    mbarrier_init(&state.tile_empty[i], kConsumerWarps + (kForm == Form::kGated ? 0 : 1));
+  }
+}
+
 template <typename T, Form kForm, int kHeadDim>
 __global__ void __launch_bounds__(kThreads, 1)
     attention_kernel(const __grid_constant__ Arguments args) {
-  using C = Config<kHeadDim>;
   extern __shared__ std::uint8_t raw[];
   auto& shared =
       *reinterpret_cast<SharedStorage<kHeadDim>*>(raw + (1024 - shared_address(raw) % 1024) % 1024);
@@ -22,46 +41,26 @@ __global__ void __launch_bounds__(kThreads, 1)
     prefetch_tensor_map(&args.q);
     prefetch_tensor_map(&args.k);
     prefetch_tensor_map(&args.v);
-    for (int i = 0; i < 2; ++i) {
-      mbarrier_init(&shared.q_full[i], 1);
-      mbarrier_init(&shared.q_empty[i], kConsumerWarps);
-    }
-    for (int i = 0; i < C::kStagesK; ++i) {
-      mbarrier_init(&shared.k_full[i], 1);
-      mbarrier_init(&shared.k_empty[i], kConsumerWarps);
-    }
-    for (int i = 0; i < C::kStagesV; ++i) {
-      mbarrier_init(&shared.v_full[i], 1);
-      mbarrier_init(&shared.v_empty[i], kConsumerWarps);
-    }
-    mbarrier_init(&shared.v_landed, 1);
-    // Tiles are read by the consumers, the V warp and, where there is one, the warp of maxima.
-    constexpr int kReaders = kConsumerWarps + 1 + (kForm == Form::kCalibrating ? 1 : 0);
-    for (int i = 0; i < 2; ++i) {
-      mbarrier_init(&shared.tile_full[i], 1);
-      mbarrier_init(&shared.tile_empty[i], kReaders);
-    }
-    // Ballots are read by the V warp and the consumers, or by the warp of maxima.
-    for (int i = 0; i < kBallotSlots; ++i) {
-      mbarrier_init(&shared.ballot_full[i], kConsumerWarps);
-      mbarrier_init(&shared.ballot_empty[i], kForm == Form::kGated ? kConsumerWarps + 1 : 1);
-    }
+    for (int i = 0; i < kStreams; ++i) init_barriers<kForm>(shared.state[i]);
     fence_mbarrier_init();
   }
   __syncthreads();
 
-  if (warp < 4) {
+  if (warp < kWarpgroup / 32) {
     release_registers<kProducerRegisters>();
-    if (warp == 0) {
-      if (threadIdx.x == 0) load_queries_and_keys<kForm>(args, shared);
-    } else if (warp == 1) {
-      load_values<kForm>(args, shared);
-    } else if (warp == 2 && kForm == Form::kCalibrating) {
-      write_block_maxima(args, shared);
+    const int stream = warp % kStreams;
+    if (threadIdx.x % 32 == 0) {
+      if (warp < kStreams) {
+        load_queries_and_keys<kForm>(args, shared.stream[stream], shared.state[stream], stream);
+      } else if (kForm != Form::kGated) {
+        load_values(args, shared.stream[stream], shared.state[stream]);
+      }
     }
   } else {
     acquire_registers<kConsumerRegisters>();
-    Consumer<T, kForm, kHeadDim> consumer{args, shared, warp / 4 - 1};
+    const int stream = warp / (kWarpgroup / 32) - 1;
+    Consumer<T, kForm, kHeadDim> consumer{args, shared.stream[stream], shared.state[stream],
+                                          stream};
     consumer.run();
   }
 }

@@ -17,7 +17,8 @@ Status launch_attention(const Arguments& arguments, int multiprocessors, cudaStr
       check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
             "shared memory of the sm90 kernel"));
   const int tiles = total_tiles(arguments.params);
-  kernel<<<std::min(tiles, multiprocessors), kThreads, kBytes, stream>>>(arguments);
+  const int blocks = std::min((tiles + kStreams - 1) / kStreams, multiprocessors);
+  kernel<<<blocks, kThreads, kBytes, stream>>>(arguments);
   return check(cudaGetLastError(), "launch of the sm90 kernel");
 }
 

@@ -111,6 +111,7 @@ KernelParams kernel_params(const Problem& problem, const DeviceFacts& facts) {
       static_cast<int>(std::clamp<std::int64_t>(facts.l2_bytes / 2 / head_bytes, 1, kv_heads));
   p.softmax_scale = problem.softmax_scale;
   p.scale_log2 = problem.softmax_scale * 1.44269504088896340736f;
+  p.slack = kSoftmaxSlack / p.scale_log2;
   p.zero_value_tail = layout.packed || layout.seqused_k != nullptr || layout.leftpad_k != nullptr;
   p.sinks = problem.sinks;
   p.out = problem.out.data;

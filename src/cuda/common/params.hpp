@@ -15,6 +15,10 @@ enum class Form : int {
   kCalibrating = 2  // dense, and the maximum of every block is written
 };
 
+// By how many powers of two a running maximum may outgrow the reference of a softmax. Any reference
+// gives the same result as long as nothing overflows: 2^8 is far from the largest fp16.
+inline constexpr float kSoftmaxSlack = 8;
+
 struct KernelParams {
   SequenceLayout sequences;    // per-sequence arrays live on the device
   std::int64_t window_blocks;  // sliding_window policy: blocks before the always-kept; < 0: none
@@ -24,6 +28,7 @@ struct KernelParams {
   int section_kv_heads;        // key/value heads worked on at a time, so that they stay in L2
   float softmax_scale;         //
   float scale_log2;            // softmax_scale * log2(e)
+  float slack;                 // kSoftmaxSlack in scores before softmax_scale
   bool zero_value_tail;        // rows of V past a sequence's end may hold anything
   const float* sinks;          // [num_heads_q] or null
 

@@ -38,6 +38,21 @@ __device__ __forceinline__ void mbarrier_arrive_expect(std::uint64_t* barrier,
       : "memory");
 }
 
+// Whether the phase is over; does not wait.
+__device__ __forceinline__ bool mbarrier_test(std::uint64_t* barrier, std::uint32_t parity) {
+  int done;
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "mbarrier.test_wait.parity.shared::cta.b64 done, [%1], %2;\n"
+      "selp.s32 %0, 1, 0, done;\n"
+      "}\n"
+      : "=r"(done)
+      : "r"(shared_address(barrier)), "r"(parity)
+      : "memory");
+  return done != 0;
+}
+
 __device__ __forceinline__ void mbarrier_wait(std::uint64_t* barrier, std::uint32_t parity) {
   asm volatile(
       "{\n"
@@ -50,6 +65,20 @@ __device__ __forceinline__ void mbarrier_wait(std::uint64_t* barrier, std::uint3
       "}\n" ::"r"(shared_address(barrier)),
       "r"(parity)
       : "memory");
+}
+
+// --- flags that other warps poll ---
+
+__device__ __forceinline__ void store_flag(int* flag, int value) {
+  asm volatile("st.volatile.shared.s32 [%0], %1;" ::"r"(shared_address(flag)), "r"(value)
+               : "memory");
+}
+
+__device__ __forceinline__ int load_flag(const int* flag) {
+  int value;
+  asm volatile("ld.volatile.shared.s32 %0, [%1];" : "=r"(value) : "r"(shared_address(flag))
+               : "memory");
+  return value;
 }
 
 // --- barriers of some of the block's threads ---

@@ -68,19 +68,10 @@ __device__ __forceinline__ float warp_max(float x) {
 // The running softmax of a thread's two rows.
 //
 // Probabilities are exp2(score * scale_log2 - reference * scale_log2); the reference follows the
-// running maximum only when that has grown by more than kSlack powers of two, so that rescaling is
-// rare. Any reference gives the same result as long as nothing overflows: 2^8 is far from the
-// largest fp16.
+// running maximum only when that has outgrown it by kSoftmaxSlack, so that rescaling is rare.
 struct RunningSoftmax {
-  static constexpr float kSlack = 8;
-
   float reference[2] = {-INFINITY, -INFINITY};
   float sum[2] = {0, 0};  // of this thread's columns
-
-  __device__ __forceinline__ bool must_follow(const float (&maximum)[2], float slack) const {
-    const bool grown = maximum[0] > reference[0] + slack || maximum[1] > reference[1] + slack;
-    return __any_sync(0xffffffffu, grown);
-  }
 
   // Moves the references to the maxima; `factor` is what earlier sums and outputs are worth now.
   __device__ __forceinline__ void follow(const float (&maximum)[2], float scale_log2,

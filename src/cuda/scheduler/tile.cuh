@@ -15,6 +15,7 @@ namespace bsfa::cuda {
 struct Tile {
   int sequence;     // < 0: no more work
   int head;         // query head
+  int kv_head;      // its key/value head
   int q_block;      // relative to the first of the sequence: a row of the statistics
   int batch;        // batch entry of the tensors
   int q_row;        // tensor row of tile row 0; rows that are not present may lie outside
@@ -51,6 +52,7 @@ __device__ inline Tile tile_at(const KernelParams& p, int index) {
   Tile t;
   t.sequence = flat_head / p.num_heads_q;
   t.head = flat_head - t.sequence * p.num_heads_q;
+  t.kv_head = t.head / p.group;
   t.q_block = p.q_blocks - 1 - rest / heads;
   const BlockShape block = p.sequences.block;
   const Sequence s = sequence_at(p.sequences, t.sequence);

@@ -143,7 +143,7 @@ __device__ inline void describe_work(const Arguments& args, Work* work) {
   const auto offset = [&](const Operand& operand, int row, int head) {
     return tile.batch * operand.stride[0] + row * operand.stride[1] + head * operand.stride[2];
   };
-  const int kv_head = tile.head / args.params.group;
+  const int kv_head = tile.kv_head;
   const int window = static_cast<int>(sequences.window);
   const int end = sequences.causal ? min(tile.seqlen_k, tile.key + 1) : tile.seqlen_k;
   work->tile = tile;

@@ -188,7 +188,7 @@ template <typename T, typename C>
 __device__ __forceinline__ void exponentiate(WarpState<T, C>& w, float block_maximum,
                                              float scale_log2) {
   // -inf - -inf is NaN: a row that has seen nothing moves at every block, to no effect.
-  const bool moves = !((block_maximum - w.maximum) * scale_log2 <= RunningSoftmax::kSlack);
+  const bool moves = !((block_maximum - w.maximum) * scale_log2 <= kSoftmaxSlack);
   if (__any_sync(0xffffffffu, moves)) {
     const float now = moves ? block_maximum : w.maximum;
     const float base = now == -INFINITY ? 0.0f : now;

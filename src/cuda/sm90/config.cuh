@@ -16,8 +16,8 @@ inline constexpr int kWarpgroup = 128;
 inline constexpr int kConsumerWarps = kWarpgroup / 32;
 inline constexpr int kThreads = kStreams * kWarpgroup + kWarpgroup;
 // 168 registers a thread at launch, redistributed: 240 * 256 + 24 * 128 = 168 * 384.
-inline constexpr int kConsumerRegisters = 232;
-inline constexpr int kProducerRegisters = 40;
+inline constexpr int kConsumerRegisters = 240;
+inline constexpr int kProducerRegisters = 24;
 
 template <int kHeadDim>
 struct Config {
@@ -46,6 +46,7 @@ struct StreamState {
   std::uint64_t k_full[C::kStagesK], k_empty[C::kStagesK];
   std::uint64_t v_full[C::kStagesV], v_empty[C::kStagesV];
   std::uint64_t tile_full[2], tile_empty[2];
+  int issuing;  // 1 while the stream starts products
   int block_max[2][kConsumerWarps];  // of the warps' rows, as ordered integers
 };
 

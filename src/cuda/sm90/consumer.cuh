@@ -51,6 +51,7 @@ struct Consumer {
   const Arguments& args;
   Stream<kHeadDim>& data;
   StreamState<kHeadDim>& state;
+  StreamState<kHeadDim>& other;
   const int stream;
 
   float out[kHalves][kOutRegisters];
@@ -59,17 +60,19 @@ struct Consumer {
   float maximum[kHalves][2];  // of the rows of s
   RingPosition<C::kStagesK> k_ring;
   RingPosition<C::kStagesV> v_ring;
+  bool keys_there = false;  // of the next block; looked at early, for the look takes a while
   std::uint32_t q_phase = 0;
   int tile_slot = 0;
   std::uint32_t tile_phase = 0;
   int parity = 0;  // of the slots of block maxima
 
   // Of the tile.
-  int n_begin, n_end, kept_begin, kept_end;
+  int n_begin, n_end;
+  int kept_begin;            // first of the two blocks that are always kept
   int full_begin, full_end;  // blocks that all rows see whole
   float threshold;
+  bool all_present;
   int kept_blocks;
-  float slack;
 
   __device__ __forceinline__ int thread() const { return threadIdx.x % kWarpgroup; }
   __device__ __forceinline__ bool leader() const { return threadIdx.x % 32 == 0; }
@@ -82,7 +85,7 @@ struct Consumer {
   }
 
   __device__ __forceinline__ void wait_keys() {
-    mbarrier_wait(&state.k_full[k_ring.stage], k_ring.phase);
+    if (!keys_there) mbarrier_wait(&state.k_full[k_ring.stage], k_ring.phase);
   }
 
   // Starts S = Q K^T of a half and the next block of the ring.
@@ -100,27 +103,55 @@ struct Consumer {
     wgmma_commit();
   }
 
-  // Waits for the scores of block n half by half, masks them and finds the maxima of their rows.
-  __device__ __forceinline__ void receive_scores(int n) {
+  // Waits for the scores half by half, and finds the maxima of their rows.
+  __device__ __forceinline__ void receive_scores() {
     wgmma_wait<1>();
-    examine(0, n);
+    pin_registers(s[0]);
+    row_maxima(s[0], maximum[0]);
     wgmma_wait<0>();
+    pin_registers(s[1]);
     if (leader()) mbarrier_arrive(&state.k_empty[k_ring.stage]);
     k_ring.advance();
-    examine(1, n);
+    keys_there = mbarrier_test(&state.k_full[k_ring.stage], k_ring.phase);
+    row_maxima(s[1], maximum[1]);
   }
 
-  __device__ __forceinline__ void compute_scores(int n) {
+  // Products of the two streams side by side would leave the tensor cores idle while both work on
+  // their scores. So a stream starts none while the other is starting its own. No lock: when both
+  // begin at the same moment, both go on.
+  __device__ __forceinline__ void begin_products() {
+#ifdef BSFA_PHASE
+    // Of a warpgroup's warps one is enough: the others' products wait for it.
+    if (thread() < 32) {
+      if (stream == 0) store_flag(&state.issuing, 1);
+      while (load_flag(&other.issuing) != 0) {
+      }
+      if (stream == 1) store_flag(&state.issuing, 1);
+    }
+    __syncwarp();
+#endif
+  }
+
+  __device__ __forceinline__ void end_products() {
+#ifdef BSFA_PHASE
+    if (thread() < 32) store_flag(&state.issuing, 0);
+#endif
+  }
+
+  __device__ __forceinline__ void compute_scores() {
     wait_keys();
     issue_scores(0);
     issue_scores(1);
-    receive_scores(n);
+    receive_scores();
   }
 
-  __device__ __forceinline__ void examine(int half, int n) {
-    pin_registers(s[half]);
-    if (n < full_begin || n >= full_end) mask(half, n);
-    row_maxima(s[half], maximum[half]);
+  // Of a block that not all rows see whole: what a row does not see becomes -inf.
+  __device__ __forceinline__ void mask(int n) {
+#pragma unroll
+    for (int half = 0; half < kHalves; ++half) {
+      mask(half, n);
+      row_maxima(s[half], maximum[half]);
+    }
   }
 
   __device__ __forceinline__ void mask(int half, int n) {
@@ -141,14 +172,16 @@ struct Consumer {
 
   // The largest of the block's scores in this thread's rows, as far as they are present.
   __device__ __forceinline__ float largest() const {
+    if (all_present) {
+      return max_nan(max_nan(maximum[0][0], maximum[0][1]), max_nan(maximum[1][0], maximum[1][1]));
+    }
     const Tile& tile = state.tile[tile_slot];
     float result = -INFINITY;
 #pragma unroll
     for (int half = 0; half < kHalves; ++half) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        result = max_nan(result, present(tile, first_row(half) + 8 * i) ? maximum[half][i]
-                                                                       : -INFINITY);
+        if (present(tile, first_row(half) + 8 * i)) result = max_nan(result, maximum[half][i]);
       }
     }
     return result;
@@ -159,21 +192,12 @@ struct Consumer {
     if constexpr (kForm == Form::kGated) {
       const bool kept = barrier_any(
           1 + stream, kWarpgroup,
-          keep_block(largest(), threshold, n >= kept_begin && n < kept_end));
-      kept_blocks += kept ? 1 : 0;
-      if (thread() == 0) {
-        const Tile& tile = state.tile[tile_slot];
-        const KernelParams& p = args.params;
-        if (kept) {
-          mbarrier_arrive_expect(&state.v_full[v_ring.stage], C::kBlockBytes);
-          copy_box(data.v[v_ring.stage], &args.v, &state.v_full[v_ring.stage], 0,
-                   tile.k_row + n * kBlockN, 0, tile.head / p.group, tile.batch);
-        }
-        if (p.kept_mask != nullptr) {
-          p.kept_mask[tile.sequence * p.mask_stride[0] + tile.head * p.mask_stride[1] +
-                      tile.q_block * p.mask_stride[2] + n * p.mask_stride[3]] = kept ? 1 : 0;
-        }
+          keep_block(largest(), threshold, static_cast<unsigned>(n - kept_begin) < 2u));
+      if (kept) {
+        ++kept_blocks;
+        if (thread() == 0) request_values(n);
       }
+      if (args.params.kept_mask != nullptr && thread() == 0) write_decision(n, kept);
       return kept;
     } else {
       if constexpr (kForm == Form::kCalibrating) write_block_maximum(n);
@@ -181,6 +205,20 @@ struct Consumer {
       asm volatile("{ .reg .pred p; setp.ne.s32 p, %1, -1; selp.s32 %0, 1, 0, p; }" : "=r"(kept) : "r"(n));
       return kept != 0;
     }
+  }
+
+  __device__ __forceinline__ void request_values(int n) {
+    const Tile& tile = state.tile[tile_slot];
+    mbarrier_arrive_expect(&state.v_full[v_ring.stage], C::kBlockBytes);
+    copy_box(data.v[v_ring.stage], &args.v, &state.v_full[v_ring.stage], 0,
+             tile.k_row + n * kBlockN, 0, tile.kv_head, tile.batch);
+  }
+
+  __device__ __forceinline__ void write_decision(int n, bool kept) {
+    const Tile& tile = state.tile[tile_slot];
+    const KernelParams& p = args.params;
+    p.kept_mask[tile.sequence * p.mask_stride[0] + tile.head * p.mask_stride[1] +
+                tile.q_block * p.mask_stride[2] + n * p.mask_stride[3]] = kept ? 1 : 0;
   }
 
   __device__ __forceinline__ void write_block_maximum(int n) {
@@ -207,7 +245,7 @@ struct Consumer {
     for (int half = 0; half < kHalves; ++half) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        grown = grown || maximum[half][i] > softmax[half].reference[i] + slack;
+        grown = grown || maximum[half][i] > softmax[half].reference[i] + args.params.slack;
       }
     }
     if (__any_sync(0xffffffffu, grown)) {
@@ -257,41 +295,56 @@ struct Consumer {
   }
 
   // Adds block n, whose scores are in s, to the output; leaves with those of block n - 1 in s.
+  //
+  // Probabilities and scores share registers: a half's scores start when its probabilities are no
+  // longer read. The other half's products keep the tensor cores busy meanwhile.
   __device__ __forceinline__ void attend(int n) {
     follow_maxima();
     exponentiate(0);
-    exponentiate(1);
-    wait_values(n);  // on their way since the decision
-    issue_values(0);
-    issue_values(1);
+    if constexpr (kForm == Form::kGated) {
+      exponentiate(1);  // V was asked for at the decision, and takes as long to come
+      wait_values(n);
+      begin_products();
+      issue_values(0);
+    } else {
+      wait_values(n);
+      issue_values(0);
+      exponentiate(1);
+    }
     if (n > n_begin) {
-      // A half's scores start when its probabilities are no longer read, so that they can have the
-      // same registers; the other half's products keep the tensor cores busy meanwhile.
+      if constexpr (kForm != Form::kGated) begin_products();
       wait_keys();
+      issue_values(1);
       wgmma_wait<1>();
-      pin_registers(s[0]);
-      pin_registers(out[0]);
+      receive_values(0);
       issue_scores(0);
       wgmma_wait<1>();
-      pin_registers(s[1]);
-      pin_registers(out[1]);
+      receive_values(1);
       release_values();
       issue_scores(1);
-      receive_scores(n - 1);
+      end_products();
+      receive_scores();
     } else {
+      issue_values(1);
+      if constexpr (kForm == Form::kGated) end_products();
       wgmma_wait<0>();
-      pin_registers(out[0]);
-      pin_registers(out[1]);
+      receive_values(0);
+      receive_values(1);
       release_values();
     }
+  }
+
+  __device__ __forceinline__ void receive_values(int half) {
+    pin_registers(s[half]);
+    pin_registers(out[half]);
   }
 
   __device__ __forceinline__ void set_tile(const Tile& tile) {
     n_begin = __shfl_sync(0xffffffffu, tile.n_begin, 0);
     n_end = __shfl_sync(0xffffffffu, tile.n_end, 0);
     kept_begin = tile.kept_begin;
-    kept_end = tile.kept_end;
     threshold = tile.threshold;
+    all_present = tile.row_begin <= 0 && tile.row_end >= kBlockM;
     kept_blocks = 0;
     const SequenceLayout& sequences = args.params.sequences;
     const int window = static_cast<int>(sequences.window);
@@ -310,12 +363,13 @@ struct Consumer {
   __device__ __forceinline__ void attend_tile() {
     mbarrier_wait(&state.q_full, q_phase);
     q_phase ^= 1;
-    compute_scores(n_end - 1);
+    compute_scores();
     for (int n = n_end - 1; n >= n_begin; --n) {
+      if (n < full_begin || n >= full_end) mask(n);
       if (decide(n)) {
         attend(n);
       } else if (n > n_begin) {
-        compute_scores(n - 1);
+        compute_scores();
       }
     }
     if (leader()) mbarrier_arrive(&state.q_empty);
@@ -391,7 +445,6 @@ struct Consumer {
   }
 
   __device__ __forceinline__ void run() {
-    slack = RunningSoftmax::kSlack / args.params.scale_log2;
     for (;;) {
       mbarrier_wait(&state.tile_full[tile_slot], tile_phase);
       const Tile& tile = state.tile[tile_slot];

@@ -43,7 +43,7 @@ __device__ __forceinline__ void load_queries_and_keys(const Arguments& args,
   for (Tile tile = draw();; tile = draw()) {
     publish(tile);
     if (tile.sequence < 0) break;
-    const int kv_head = tile.head / p.group;
+    const int kv_head = tile.kv_head;
     if (tile.n_end <= tile.n_begin) continue;
     mbarrier_wait(&state.q_empty, q_phase);
     q_phase ^= 1;
@@ -72,7 +72,7 @@ __device__ __forceinline__ void load_values(const Arguments& args, Stream<kHeadD
     const int end = tile.sequence < 0 ? -1 : tile.n_end;
     const int begin = tile.n_begin;
     const int k_row = tile.k_row;
-    const int kv_head = tile.head / args.params.group;
+    const int kv_head = tile.kv_head;
     const int batch = tile.batch;
     mbarrier_arrive(&state.tile_empty[slot]);
     if (end < 0) return;

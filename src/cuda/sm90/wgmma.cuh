@@ -44,19 +44,21 @@ __device__ __forceinline__ void pin_registers(std::uint32_t (&values)[kCount]) {
   for (int i = 0; i < kCount; ++i) asm volatile("" : "+r"(values[i])::"memory");
 }
 
+// The same value for all threads of a warp, in a form in which the compiler knows that it is.
+__device__ __forceinline__ std::uint32_t uniform(std::uint32_t value) {
+  return __shfl_sync(0xffffffffu, value, 0);
+}
+
 // An operand in shared memory with rows of 128 bytes, swizzled, aligned to 1024, groups of 8 rows
-// one after another: its descriptor, `offset` bytes further on each time it is asked for.
+// one after another; at() gives its descriptor, `offset` bytes further on.
 //
-// `repeat`: bytes between repetitions of 64 columns where columns are the operand's N; unused where
-// they are its K.
+// `address` is uniform. `repeat`: bytes between repetitions of 64 columns where columns are the
+// operand's N; unused where they are its K.
 struct Operand {
   std::uint32_t low;
 
   __device__ __forceinline__ Operand(std::uint32_t address, std::uint32_t repeat)
-      : low(((address & 0x3ffff) >> 4) | (repeat >> 4 << 16)) {
-    // Else the compiler keeps the descriptors of all steps of a loop in registers of their own.
-    asm volatile("" : "+r"(low));
-  }
+      : low(((address & 0x3ffff) >> 4) | (repeat >> 4 << 16)) {}
 
   __device__ __forceinline__ std::uint64_t at(int offset) const {
     constexpr std::uint32_t kSwizzle128 = 1u << 30;

@@ -67,20 +67,6 @@ __device__ __forceinline__ void mbarrier_wait(std::uint64_t* barrier, std::uint3
       : "memory");
 }
 
-// --- flags that other warps poll ---
-
-__device__ __forceinline__ void store_flag(int* flag, int value) {
-  asm volatile("st.volatile.shared.s32 [%0], %1;" ::"r"(shared_address(flag)), "r"(value)
-               : "memory");
-}
-
-__device__ __forceinline__ int load_flag(const int* flag) {
-  int value;
-  asm volatile("ld.volatile.shared.s32 %0, [%1];" : "=r"(value) : "r"(shared_address(flag))
-               : "memory");
-  return value;
-}
-
 // --- barriers of some of the block's threads ---
 
 __device__ __forceinline__ void barrier_sync(int id, int threads) {

@@ -46,8 +46,7 @@ struct StreamState {
   std::uint64_t k_full[C::kStagesK], k_empty[C::kStagesK];
   std::uint64_t v_full[C::kStagesV], v_empty[C::kStagesV];
   std::uint64_t tile_full[2], tile_empty[2];
-  int issuing;  // 1 while the stream starts products
-  int block_max[2][kConsumerWarps];  // of the warps' rows, as ordered integers
+  alignas(16) int block_max[2][kConsumerWarps];  // of the warps' rows, as ordered integers
 };
 
 template <int kHeadDim>

@@ -47,11 +47,14 @@ struct Consumer {
   using C = Config<kHeadDim>;
   static constexpr int kHalves = 2;
   static constexpr int kOutRegisters = kHeadDim / 2;
+  // Whether the next block's keys are waited for, and their address made, while the scores of the
+  // last are computed. That shortens the way from a vote to the next products; without a vote the
+  // registers that it takes cost more.
+  static constexpr bool kAhead = kForm == Form::kGated;
 
   const Arguments& args;
   Stream<kHeadDim>& data;
   StreamState<kHeadDim>& state;
-  StreamState<kHeadDim>& other;
   const int stream;
 
   float out[kHalves][kOutRegisters];
@@ -60,7 +63,10 @@ struct Consumer {
   float maximum[kHalves][2];  // of the rows of s
   RingPosition<C::kStagesK> k_ring;
   RingPosition<C::kStagesV> v_ring;
-  bool keys_there = false;  // of the next block; looked at early, for the look takes a while
+  // kAhead: shared memory of Q and of the next keys, uniform.
+  std::uint32_t queries;
+  std::uint32_t keys;
+  bool keys_there = false;  // known of the next keys
   std::uint32_t q_phase = 0;
   int tile_slot = 0;
   std::uint32_t tile_phase = 0;
@@ -68,11 +74,12 @@ struct Consumer {
 
   // Of the tile.
   int n_begin, n_end;
-  int kept_begin;            // first of the two blocks that are always kept
-  int full_begin, full_end;  // blocks that all rows see whole
+  // Blocks that all rows see whole and that nothing is to be looked up for: all rows are present,
+  // no mask of the decisions is written, and none of these blocks is always kept.
+  int plain_begin, plain_end;
   float threshold;
-  bool all_present;
   int kept_blocks;
+  float* max_row;  // block maxima of the tile
 
   __device__ __forceinline__ int thread() const { return threadIdx.x % kWarpgroup; }
   __device__ __forceinline__ bool leader() const { return threadIdx.x % 32 == 0; }
@@ -86,63 +93,52 @@ struct Consumer {
 
   __device__ __forceinline__ void wait_keys() {
     if (!keys_there) mbarrier_wait(&state.k_full[k_ring.stage], k_ring.phase);
+    if constexpr (kAhead) keys = uniform(shared_address(data.k[k_ring.stage]));
   }
 
   // Starts S = Q K^T of a half and the next block of the ring.
   __device__ __forceinline__ void issue_scores(int half) {
-    const Operand queries(shared_address(data.q) + half * (64 * 128), 0);
-    const Operand keys(shared_address(data.k[k_ring.stage]), 0);
+    const Operand a((kAhead ? queries : shared_address(data.q)) + half * (64 * 128), 0);
+    const Operand b(kAhead ? keys : shared_address(data.k[k_ring.stage]), 0);
     wgmma_fence();
-    wgmma_shared<T, true>(s[half], queries.at(0), keys.at(0));
+    wgmma_shared<T, true>(s[half], a.at(0), b.at(0));
 #pragma unroll
     for (int k = 1; k < kHeadDim / 16; ++k) {
       const int inside = k % 4 * 32;
-      wgmma_shared<T, false>(s[half], queries.at(k / 4 * kBlockM * 128 + inside),
-                             keys.at(k / 4 * kBlockN * 128 + inside));
+      wgmma_shared<T, false>(s[half], a.at(k / 4 * kBlockM * 128 + inside),
+                             b.at(k / 4 * kBlockN * 128 + inside));
     }
     wgmma_commit();
   }
 
   // Waits for the scores half by half, and finds the maxima of their rows.
-  __device__ __forceinline__ void receive_scores() {
+  __device__ __forceinline__ void receive_scores(bool last) {
+    const int stage = k_ring.stage;
+    if constexpr (kAhead) {
+      k_ring.advance();
+      if (!last) wait_keys();
+    }
     wgmma_wait<1>();
     pin_registers(s[0]);
     row_maxima(s[0], maximum[0]);
     wgmma_wait<0>();
     pin_registers(s[1]);
-    if (leader()) mbarrier_arrive(&state.k_empty[k_ring.stage]);
-    k_ring.advance();
-    keys_there = mbarrier_test(&state.k_full[k_ring.stage], k_ring.phase);
+    if (leader()) {
+      mbarrier_arrive(&state.k_empty[stage]);
+      if (last) mbarrier_arrive(&state.q_empty);
+    }
+    if constexpr (!kAhead) {
+      k_ring.advance();
+      keys_there = mbarrier_test(&state.k_full[k_ring.stage], k_ring.phase);
+    }
     row_maxima(s[1], maximum[1]);
   }
 
-  // Products of the two streams side by side would leave the tensor cores idle while both work on
-  // their scores. So a stream starts none while the other is starting its own. No lock: when both
-  // begin at the same moment, both go on.
-  __device__ __forceinline__ void begin_products() {
-#ifdef BSFA_PHASE
-    // Of a warpgroup's warps one is enough: the others' products wait for it.
-    if (thread() < 32) {
-      if (stream == 0) store_flag(&state.issuing, 1);
-      while (load_flag(&other.issuing) != 0) {
-      }
-      if (stream == 1) store_flag(&state.issuing, 1);
-    }
-    __syncwarp();
-#endif
-  }
-
-  __device__ __forceinline__ void end_products() {
-#ifdef BSFA_PHASE
-    if (thread() < 32) store_flag(&state.issuing, 0);
-#endif
-  }
-
-  __device__ __forceinline__ void compute_scores() {
-    wait_keys();
+  __device__ __forceinline__ void compute_scores(bool last) {
+    if constexpr (!kAhead) wait_keys();
     issue_scores(0);
     issue_scores(1);
-    receive_scores();
+    receive_scores(last);
   }
 
   // Of a block that not all rows see whole: what a row does not see becomes -inf.
@@ -170,11 +166,13 @@ struct Consumer {
     mask_scores(s[half], columns);
   }
 
-  // The largest of the block's scores in this thread's rows, as far as they are present.
+  // The largest of the block's scores in this thread's rows.
   __device__ __forceinline__ float largest() const {
-    if (all_present) {
-      return max_nan(max_nan(maximum[0][0], maximum[0][1]), max_nan(maximum[1][0], maximum[1][1]));
-    }
+    return max_nan(max_nan(maximum[0][0], maximum[0][1]), max_nan(maximum[1][0], maximum[1][1]));
+  }
+
+  // The same of a tile that has rows which are not present.
+  __device__ __forceinline__ float largest_present() const {
     const Tile& tile = state.tile[tile_slot];
     float result = -INFINITY;
 #pragma unroll
@@ -187,24 +185,45 @@ struct Consumer {
     return result;
   }
 
-  // Whether block n is kept: a vote of all rows.
+  // Whether block n is kept: a vote of all rows. V of a block that is kept is asked for at once.
   __device__ __forceinline__ bool decide(int n) {
+    const bool plain = n >= plain_begin && n < plain_end;
     if constexpr (kForm == Form::kGated) {
-      const bool kept = barrier_any(
-          1 + stream, kWarpgroup,
-          keep_block(largest(), threshold, static_cast<unsigned>(n - kept_begin) < 2u));
+      bool kept;
+      if (plain) {
+        kept = vote(above_threshold(largest(), threshold));
+      } else {
+        const Tile& tile = state.tile[tile_slot];
+        const BlockRange full = full_blocks(tile);
+        if (!full.contains(n)) mask(n);
+        const bool always = n >= tile.kept_begin && n < tile.kept_end;
+        kept = vote(keep_block(largest_present(), threshold, always));
+        if (args.params.kept_mask != nullptr && thread() == 0) write_decision(tile, n, kept);
+      }
       if (kept) {
         ++kept_blocks;
         if (thread() == 0) request_values(n);
       }
-      if (args.params.kept_mask != nullptr && thread() == 0) write_decision(n, kept);
       return kept;
     } else {
-      if constexpr (kForm == Form::kCalibrating) write_block_maximum(n);
+      if (!plain) mask(n);
+      if constexpr (kForm == Form::kCalibrating) {
+        float mine = largest();
+        if (!plain) mine = largest_present();
+        write_block_maximum(n, mine);
+      }
+      // Always true, which the compiler must not know: with one path through the loop it fails to
+      // give scores and probabilities the same registers, and serialises all products.
       int kept;
-      asm volatile("{ .reg .pred p; setp.ne.s32 p, %1, -1; selp.s32 %0, 1, 0, p; }" : "=r"(kept) : "r"(n));
+      asm volatile("{ .reg .pred p; setp.ne.s32 p, %1, -1; selp.s32 %0, 1, 0, p; }"
+                   : "=r"(kept)
+                   : "r"(n));
       return kept != 0;
     }
+  }
+
+  __device__ __forceinline__ bool vote(bool mine) const {
+    return barrier_any(1 + stream, kWarpgroup, mine);
   }
 
   __device__ __forceinline__ void request_values(int n) {
@@ -214,28 +233,22 @@ struct Consumer {
              tile.k_row + n * kBlockN, 0, tile.kv_head, tile.batch);
   }
 
-  __device__ __forceinline__ void write_decision(int n, bool kept) {
-    const Tile& tile = state.tile[tile_slot];
+  __device__ __forceinline__ void write_decision(const Tile& tile, int n, bool kept) {
     const KernelParams& p = args.params;
     p.kept_mask[tile.sequence * p.mask_stride[0] + tile.head * p.mask_stride[1] +
                 tile.q_block * p.mask_stride[2] + n * p.mask_stride[3]] = kept ? 1 : 0;
   }
 
-  __device__ __forceinline__ void write_block_maximum(int n) {
+  __device__ __forceinline__ void write_block_maximum(int n, float mine) {
     int* slots = state.block_max[parity];
     parity ^= 1;
-    const int mine = __reduce_max_sync(0xffffffffu, ordered_bits(largest()));
-    if (leader()) slots[thread() / 32] = mine;
+    const int of_warp = __reduce_max_sync(0xffffffffu, ordered_bits(mine));
+    if (leader()) slots[thread() / 32] = of_warp;
     barrier_sync(1 + stream, kWarpgroup);
     if (thread() != 0) return;
-    const Tile& tile = state.tile[tile_slot];
-    const KernelParams& p = args.params;
-    int best = slots[0];
-#pragma unroll
-    for (int i = 1; i < kConsumerWarps; ++i) best = max(best, slots[i]);
-    p.block_max[tile.sequence * p.max_stride[0] + tile.head * p.max_stride[1] +
-                tile.q_block * p.max_stride[2] + n * p.max_stride[3]] =
-        from_ordered_bits(best) * p.softmax_scale;
+    const int4 all = *reinterpret_cast<const int4*>(slots);
+    const int best = max(max(all.x, all.y), max(all.z, all.w));
+    max_row[n * args.params.max_stride[3]] = from_ordered_bits(best) * args.params.softmax_scale;
   }
 
   // Moves the references of the softmax where the maxima have outgrown them.
@@ -262,7 +275,8 @@ struct Consumer {
   __device__ __forceinline__ void exponentiate(int half) {
     softmax[half].exponentiate(s[half], args.params.scale_log2);
 #pragma unroll
-    for (int i = 0; i < 16; ++i) s[half][i] = __uint_as_float(pack<T>(s[half][2 * i], s[half][2 * i + 1]));
+    for (int i = 0; i < 16; ++i)
+      s[half][i] = __uint_as_float(pack<T>(s[half][2 * i], s[half][2 * i + 1]));
   }
 
   // Waits for V of block n, the next of the ring.
@@ -296,24 +310,17 @@ struct Consumer {
 
   // Adds block n, whose scores are in s, to the output; leaves with those of block n - 1 in s.
   //
-  // Probabilities and scores share registers: a half's scores start when its probabilities are no
-  // longer read. The other half's products keep the tensor cores busy meanwhile.
+  // The first half's P V runs beside the second half's exponentials. Probabilities and scores share
+  // registers: a half's scores start when its probabilities are no longer read; the other half's
+  // products keep the tensor cores busy meanwhile.
   __device__ __forceinline__ void attend(int n) {
     follow_maxima();
     exponentiate(0);
-    if constexpr (kForm == Form::kGated) {
-      exponentiate(1);  // V was asked for at the decision, and takes as long to come
-      wait_values(n);
-      begin_products();
-      issue_values(0);
-    } else {
-      wait_values(n);
-      issue_values(0);
-      exponentiate(1);
-    }
+    wait_values(n);
+    issue_values(0);
+    exponentiate(1);
     if (n > n_begin) {
-      if constexpr (kForm != Form::kGated) begin_products();
-      wait_keys();
+      if constexpr (!kAhead) wait_keys();
       issue_values(1);
       wgmma_wait<1>();
       receive_values(0);
@@ -322,11 +329,9 @@ struct Consumer {
       receive_values(1);
       release_values();
       issue_scores(1);
-      end_products();
-      receive_scores();
+      receive_scores(n - 1 == n_begin);
     } else {
       issue_values(1);
-      if constexpr (kForm == Form::kGated) end_products();
       wgmma_wait<0>();
       receive_values(0);
       receive_values(1);
@@ -339,19 +344,35 @@ struct Consumer {
     pin_registers(out[half]);
   }
 
-  __device__ __forceinline__ void set_tile(const Tile& tile) {
-    n_begin = __shfl_sync(0xffffffffu, tile.n_begin, 0);
-    n_end = __shfl_sync(0xffffffffu, tile.n_end, 0);
-    kept_begin = tile.kept_begin;
-    threshold = tile.threshold;
-    all_present = tile.row_begin <= 0 && tile.row_end >= kBlockM;
-    kept_blocks = 0;
+  // Blocks that all rows see whole.
+  __device__ __forceinline__ BlockRange full_blocks(const Tile& tile) const {
     const SequenceLayout& sequences = args.params.sequences;
     const int window = static_cast<int>(sequences.window);
     const int low = window > 0 ? tile.key + kBlockM - window : 0;  // of the last row
     const int high = sequences.causal ? min(tile.seqlen_k, tile.key + 1) : tile.seqlen_k;
-    full_begin = max(0, (low + kBlockN - 1) >> 6);
-    full_end = high >> 6;
+    return {max(0, (low + kBlockN - 1) >> 6), high >> 6};
+  }
+
+  __device__ __forceinline__ void set_tile(const Tile& tile) {
+    n_begin = __shfl_sync(0xffffffffu, tile.n_begin, 0);
+    n_end = __shfl_sync(0xffffffffu, tile.n_end, 0);
+    threshold = tile.threshold;
+    kept_blocks = 0;
+    const BlockRange full = full_blocks(tile);
+    plain_begin = static_cast<int>(full.begin);
+    plain_end = static_cast<int>(full.end);
+    if constexpr (kForm != Form::kDense) {
+      if (tile.row_begin > 0 || tile.row_end < kBlockM) plain_end = plain_begin;
+    }
+    if constexpr (kForm == Form::kCalibrating) {
+      const KernelParams& p = args.params;
+      max_row = p.block_max + tile.sequence * p.max_stride[0] + tile.head * p.max_stride[1] +
+                tile.q_block * p.max_stride[2];
+    }
+    if constexpr (kForm == Form::kGated) {
+      plain_end = min(plain_end, tile.kept_begin);
+      if (args.params.kept_mask != nullptr) plain_end = plain_begin;
+    }
 #pragma unroll
     for (int half = 0; half < kHalves; ++half) {
       softmax[half] = {};
@@ -363,16 +384,15 @@ struct Consumer {
   __device__ __forceinline__ void attend_tile() {
     mbarrier_wait(&state.q_full, q_phase);
     q_phase ^= 1;
-    compute_scores();
+    if constexpr (kAhead) wait_keys();
+    compute_scores(n_end - 1 == n_begin);
     for (int n = n_end - 1; n >= n_begin; --n) {
-      if (n < full_begin || n >= full_end) mask(n);
       if (decide(n)) {
         attend(n);
       } else if (n > n_begin) {
-        compute_scores();
+        compute_scores(n - 1 == n_begin);
       }
     }
-    if (leader()) mbarrier_arrive(&state.q_empty);
     if constexpr (kForm == Form::kGated) {
       const KernelParams& p = args.params;
       if (p.kept_blocks != nullptr && thread() == 0 && kept_blocks > 0) {
@@ -445,6 +465,7 @@ struct Consumer {
   }
 
   __device__ __forceinline__ void run() {
+    queries = uniform(shared_address(data.q));
     for (;;) {
       mbarrier_wait(&state.tile_full[tile_slot], tile_phase);
       const Tile& tile = state.tile[tile_slot];

@@ -12,7 +12,6 @@ namespace bsfa::cuda::sm90 {
 template <Form kForm, int kHeadDim>
 __device__ __forceinline__ void init_barriers(StreamState<kHeadDim>& state) {
   using C = Config<kHeadDim>;
-  state.issuing = 0;
   mbarrier_init(&state.q_full, 1);
   mbarrier_init(&state.q_empty, kConsumerWarps);
   for (int i = 0; i < C::kStagesK; ++i) {
@@ -61,7 +60,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     acquire_registers<kConsumerRegisters>();
     const int stream = static_cast<int>(uniform(warp / (kWarpgroup / 32) - 1));
     Consumer<T, kForm, kHeadDim> consumer{args, shared.stream[stream], shared.state[stream],
-                                          shared.state[stream ^ 1], stream};
+                                          stream};
     consumer.run();
   }
 }

@@ -10,8 +10,7 @@
 namespace bsfa::cuda::sm90 {
 
 template <Form kForm, int kHeadDim>
-__device__ __forceinline__ void load_queries_and_keys(const Arguments& args,
-                                                      Stream<kHeadDim>& data,
+__device__ __forceinline__ void load_queries_and_keys(const Arguments& args, Stream<kHeadDim>& data,
                                                       StreamState<kHeadDim>& state, int stream) {
   using C = Config<kHeadDim>;
   const KernelParams& p = args.params;
@@ -43,18 +42,20 @@ __device__ __forceinline__ void load_queries_and_keys(const Arguments& args,
   for (Tile tile = draw();; tile = draw()) {
     publish(tile);
     if (tile.sequence < 0) break;
-    const int kv_head = tile.kv_head;
-    if (tile.n_end <= tile.n_begin) continue;
-    mbarrier_wait(&state.q_empty, q_phase);
-    q_phase ^= 1;
-    mbarrier_arrive_expect(&state.q_full, C::kQBytes);
-    copy_box(data.q, &args.q, &state.q_full, 0, tile.q_row, 0, tile.head, tile.batch);
+    // The first keys may be loaded before the last tile is done with its Q.
+    const int n_q = max(tile.n_end - C::kStagesK, tile.n_begin);
     for (int n = tile.n_end - 1; n >= tile.n_begin; --n) {
       mbarrier_wait(&state.k_empty[ring.stage], ring.phase ^ 1);
       mbarrier_arrive_expect(&state.k_full[ring.stage], C::kBlockBytes);
-      copy_box(data.k[ring.stage], &args.k, &state.k_full[ring.stage], 0,
-               tile.k_row + n * kBlockN, 0, kv_head, tile.batch);
+      copy_box(data.k[ring.stage], &args.k, &state.k_full[ring.stage], 0, tile.k_row + n * kBlockN,
+               0, tile.kv_head, tile.batch);
       ring.advance();
+      if (n == n_q) {
+        mbarrier_wait(&state.q_empty, q_phase);
+        q_phase ^= 1;
+        mbarrier_arrive_expect(&state.q_full, C::kQBytes);
+        copy_box(data.q, &args.q, &state.q_full, 0, tile.q_row, 0, tile.head, tile.batch);
+      }
     }
   }
 }

@@ -63,8 +63,7 @@ struct Operand {
   __device__ __forceinline__ std::uint64_t at(int offset) const {
     constexpr std::uint32_t kSwizzle128 = 1u << 30;
     constexpr std::uint32_t kGroupBytes = 1024;
-    return static_cast<std::uint64_t>(kSwizzle128 | kGroupBytes >> 4) << 32 |
-           (low + (offset >> 4));
+    return static_cast<std::uint64_t>(kSwizzle128 | kGroupBytes >> 4) << 32 | (low + (offset >> 4));
   }
 };
 
@@ -83,8 +82,8 @@ struct Operand {
         "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), \
         "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), \
         "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])                                         \
-      : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])), "r"(__float_as_uint(a[3])), "l"(b), "r"(accumulate),                       \
-        "n"(kTransposed ? 1 : 0))
+      : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])),        \
+        "r"(__float_as_uint(a[3])), "l"(b), "r"(accumulate), "n"(kTransposed ? 1 : 0))
 
 template <typename T, bool kTransposed>
 __device__ __forceinline__ void wgmma(float (&d)[32], const float* a, std::uint64_t b,
@@ -108,9 +107,9 @@ __device__ __forceinline__ void wgmma(float (&d)[32], const float* a, std::uint6
       "}, %32, %33, p, 1, 1, 0, 0;\n}\n"                                                           \
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),        \
         "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),    \
-        "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]),              \
-        "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]),              \
-        "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])               \
+        "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), \
+        "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), \
+        "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])                                         \
       : "l"(a), "l"(b))
 
 #define BSFA_WGMMA_SHARED_N64(TYPE)                                                                \
@@ -123,9 +122,9 @@ __device__ __forceinline__ void wgmma(float (&d)[32], const float* a, std::uint6
       "}, %32, %33, p, 1, 1, 0, 0;\n}\n"                                                           \
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),        \
         "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),    \
-        "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]),              \
-        "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]),              \
-        "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])               \
+        "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), \
+        "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), \
+        "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])                                         \
       : "l"(a), "l"(b))
 
 // Both operands in shared memory, as [M][K] and [N][K]; kFirst: D is overwritten, and what it held
@@ -166,8 +165,8 @@ __device__ __forceinline__ void wgmma_shared(float (&d)[32], std::uint64_t a, st
         "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), \
         "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), \
         "+f"(d[63])                                                                                \
-      : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])), "r"(__float_as_uint(a[3])), "l"(b), "r"(accumulate),                       \
-        "n"(kTransposed ? 1 : 0))
+      : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])),        \
+        "r"(__float_as_uint(a[3])), "l"(b), "r"(accumulate), "n"(kTransposed ? 1 : 0))
 
 template <typename T, bool kTransposed>
 __device__ __forceinline__ void wgmma(float (&d)[64], const float* a, std::uint64_t b,

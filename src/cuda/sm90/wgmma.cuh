@@ -38,12 +38,6 @@ __device__ __forceinline__ void pin_registers(float (&values)[kCount]) {
   for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(values[i])::"memory");
 }
 
-template <int kCount>
-__device__ __forceinline__ void pin_registers(std::uint32_t (&values)[kCount]) {
-#pragma unroll
-  for (int i = 0; i < kCount; ++i) asm volatile("" : "+r"(values[i])::"memory");
-}
-
 // The same value for all threads of a warp, in a form in which the compiler knows that it is.
 __device__ __forceinline__ std::uint32_t uniform(std::uint32_t value) {
   return __shfl_sync(0xffffffffu, value, 0);

@@ -282,17 +282,8 @@ def density_heat_map(title: str, densities: Sequence[Sequence[float]], theme: Th
 def predicted_measured(cells: Sequence[tuple[int, Cell]], theme: Theme) -> Figure:
     """Cells with the lengths that they were measured at; the bars are the range over prompts."""
     figure, axes = _panel(3.8)
-    axes.plot([0, 1], [0, 1], color=theme.faint, linewidth=0.9, zorder=0)
-    axes.annotate(
-        "measured = predicted",
-        (0.66, 0.66),
-        xytext=(0, -9),
-        textcoords="offset points",
-        rotation=45,
-        rotation_mode="anchor",
-        color=theme.ink,
-        alpha=0.6,
-        fontsize=7.5,
+    axes.plot(
+        [0, 1], [0, 1], color=theme.ink, alpha=0.4, linewidth=0.9, zorder=0, label="as predicted"
     )
     lengths = sorted({length for length, _ in cells})
     shapes = dict(zip(lengths, "osD^vP*Xdh" * len(lengths), strict=False))

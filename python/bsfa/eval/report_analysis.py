@@ -267,6 +267,8 @@ def _comparisons(group: Group, x_of: Callable[[Cell], float | None]) -> list[Com
             if x is None or place is None:
                 continue
             left, right = curve[place[0]][1], curve[place[1]][1]
+            if cell.density == left.density == right.density == 1:  # dense against dense
+                continue
             there = {
                 key: (1 - place[2]) * score + place[2] * right.scores[key]
                 for key, score in left.scores.items()

@@ -11,7 +11,7 @@ from statistics import fmean
 from bsfa.eval import plots
 from bsfa.eval.report_ablations import QUANTITIES, TITLES, AblationRow
 from bsfa.eval.report_analysis import EXACT, Analysis, Cell, Group, mode_order
-from bsfa.eval.results import Point, Results
+from bsfa.eval.results import Map, Point, Results
 
 __all__ = ["Picture", "needle_grids", "pictures"]
 
@@ -67,14 +67,16 @@ def _draw_curve(group: Group, against: str, theme: plots.Theme) -> plots.Figure:
     return plots.accuracy_curve(group, against, theme)
 
 
-def _chosen_budget(analysis: Analysis, length: int, budgets: Sequence[int]) -> int:
-    """The one that the target table names, else the middle one."""
+def _chosen_budget(analysis: Analysis, length: int, densities: dict[int, float]) -> int:
+    """The one of the target table if it leaves something out, else the middle one that does."""
     for target in analysis.targets:
         budget = None if target.cell is None else target.cell.budget
-        if (target.group.length, target.mode) == (length, "threshold") and budget in budgets:
+        if (target.group.length, target.mode) == (length, "threshold") and budget in densities:
             assert budget is not None
-            return budget
-    return budgets[len(budgets) // 2]
+            if densities[budget] < 1:
+                return budget
+    sparse = [budget for budget, density in densities.items() if density < 1] or [*densities]
+    return sparse[len(sparse) // 2]
 
 
 def _mean_by_head(points: Sequence[Point]) -> list[list[float]]:
@@ -98,7 +100,11 @@ def _heat_maps(analysis: Analysis) -> list[Picture]:
         budgets = sorted({point.budget for point in here if point.budget is not None})
         if not budgets:
             continue
-        chosen = _chosen_budget(analysis, length, budgets)
+        densities = {
+            budget: fmean(p.density.measured for p in here if p.budget == budget)
+            for budget in budgets
+        }
+        chosen = _chosen_budget(analysis, length, densities)
         for budget in budgets:
             of_budget = [point for point in here if point.budget == budget]
             found.append(
@@ -141,10 +147,17 @@ def _predicted(analysis: Analysis) -> list[Picture]:
     ]
 
 
-def _maps(results: Results) -> list[Picture]:
-    caption = (
-        "Rows are blocks of queries, columns blocks of keys; above the diagonal lies the future."
+def _keeps_all(kept: Map) -> bool:
+    """Whether every block that can be seen is kept."""
+    return all(
+        bit
+        for i, row in enumerate(kept.kept())
+        for j, bit in enumerate(row)
+        if j * GATE_BLOCK[1] < (i + 1) * GATE_BLOCK[0]
     )
+
+
+def _maps(results: Results) -> list[Picture]:
     return [
         Picture(
             "maps",
@@ -158,9 +171,9 @@ def _maps(results: Results) -> list[Picture]:
                 kept.head,
                 kept.prompt,
             ),
-            caption,
+            "",
             partial(plots.kept_blocks, kept, GATE_BLOCK),
-            detail=kept.mode != "threshold",
+            detail=kept.mode != "threshold" or _keeps_all(kept),
         )
         for kept in sorted(
             results.maps.values(),

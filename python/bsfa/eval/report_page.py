@@ -303,7 +303,10 @@ def _compared(comparisons: Sequence[Comparison], unit: str, digits: int) -> str:
         "difference, points",
         "n",
     ]
-    return _table("Interpolated on straight lines between measured points.", heads, rows, text=2)
+    note = "Interpolated on straight lines between measured points."
+    if unit == "seconds":
+        note += " The intervals are those of the prompts; the times have a spread of their own."
+    return _table(note, heads, rows, text=2)
 
 
 def _equal(analysis: Analysis) -> str:
@@ -401,6 +404,11 @@ point; those of speedups are bootstrap intervals. Numbers at the points are budg
 kept beside the diagonal.</p>
 """
 
+MAPS = """\
+<p class=soft>Rows are blocks of queries, columns blocks of keys; right of the diagonal lies the
+future.</p>
+"""
+
 METHOD = f"""\
 <ul>
 <li>Accuracy is the mean score over the prompts of a point. Its interval is Wilson's score interval
@@ -436,7 +444,7 @@ def page(
     else:
         tables.append(single)
     omitted = len(analysis.results.maps) - MOST_MAPS
-    maps = _figures(drawn, "maps")
+    maps = _figures(drawn, "maps", "Other modes")
     if maps and omitted > 0:
         maps += f"<p class=soft>{omitted} more maps are in the file.</p>\n"
     has_points = bool(analysis.groups)
@@ -455,7 +463,7 @@ def page(
         ("points", "All points", "".join(tables) if has_points else ""),
         ("equal", "Against the baselines on equal terms", _equal(analysis) if has_points else ""),
         ("density", "Where the blocks are kept", _figures(drawn, "density", "Other budgets")),
-        ("maps", "Kept blocks of a head", maps),
+        ("maps", "Kept blocks of a head", MAPS + maps if maps else ""),
         ("needle", "Needle by depth and length", _figures(drawn, "needle", "Other modes")),
         (
             "ablations",

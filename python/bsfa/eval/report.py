@@ -67,8 +67,8 @@ def write(path: str | os.PathLike[str], out: str | os.PathLike[str]) -> dict[str
     drawn = [
         Drawn(
             picture,
-            plots.render(picture.draw, plots.LIGHT),
-            plots.render(picture.draw, plots.DARK),
+            plots.render(picture.draw, plots.LIGHT, picture.shaded),
+            plots.render(picture.draw, plots.DARK, picture.shaded),
         )
         for picture in pictures(analysis, ablations)
     ]

@@ -130,6 +130,8 @@ class Analysis:
     equal_density: list[Comparison] = field(default_factory=list)
     equal_time: list[Comparison] = field(default_factory=list)
     targets: list[Target] = field(default_factory=list)
+    task_targets: list[Target] = field(default_factory=list)
+    """Of each task that is not among those of `targets` itself."""
     missing: list[tuple[str, int, str, int | None, str]] = field(default_factory=list)
     """(task, length, mode, budget, what is missing)."""
 
@@ -288,7 +290,7 @@ def _targets(group: Group) -> list[Target]:
     if group.dense is None:
         return []
     rows: list[Target] = []
-    needed = TARGET * group.dense.accuracy.value
+    needed = TARGET * group.dense.accuracy.value - 1e-9  # of rounding
     for mode in sorted({cell.mode for cell in group.cells} - {*EXACT}, key=mode_order):
         reaching = [cell for cell in group.of(mode) if cell.accuracy.value >= needed]
         best = min(reaching, key=lambda cell: (cell.density, -cell.accuracy.value), default=None)
@@ -370,4 +372,7 @@ def analyse(results: Results) -> Analysis:
         analysis.equal_time += _comparisons(group, lambda cell: cell.attention)
     for group in analysis.main:
         analysis.targets += _targets(group)
+    for group in analysis.tasks:
+        if group not in analysis.main:
+            analysis.task_targets += _targets(group)
     return analysis

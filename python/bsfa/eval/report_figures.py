@@ -33,6 +33,8 @@ class Picture:
     draw: plots.Draw
     detail: bool = False
     """Folded away on the page."""
+    shaded: bool = False
+    """Has a scale of colours."""
 
 
 def _file_name(*parts: object) -> str:
@@ -118,6 +120,7 @@ def _heat_maps(analysis: Analysis) -> list[Picture]:
                         _mean_by_head(of_budget),
                     ),
                     detail=budget != chosen,
+                    shaded=True,
                 )
             )
     return found
@@ -243,6 +246,7 @@ def _needles(results: Results) -> list[Picture]:
             + " prompts a cell, too few for a cell alone to mean much.",
             partial(plots.needle_grid, grid),
             detail=grid.mode not in ("dense", "threshold"),
+            shaded=True,
         )
         for grid in needle_grids(results)
     ]

@@ -15,6 +15,7 @@ from bsfa.eval.report_analysis import (
     Analysis,
     Comparison,
     Group,
+    Target,
     setting_name,
 )
 from bsfa.eval.report_figures import MOST_MAPS, Picture
@@ -175,8 +176,18 @@ def _setting(header: Header) -> str:
 
 
 def _target(analysis: Analysis) -> str:
+    if not analysis.targets:
+        return "<p>No point can be compared with a dense one.</p>\n"
+    text = _target_table(analysis.targets)
+    if analysis.task_targets:
+        inner = _target_table(analysis.task_targets)
+        text += f"<details><summary>By task</summary>{inner}</details>\n"
+    return text
+
+
+def _target_table(targets: Sequence[Target]) -> str:
     rows: list[Row] = []
-    for target in analysis.targets:
+    for target in targets:
         group, cell = target.group, target.cell
         dense = group.dense
         assert dense is not None
@@ -199,8 +210,6 @@ def _target(analysis: Analysis) -> str:
         rows.append(
             (kind, [where, target.mode, *found, f"{100 * dense.accuracy.value:.1f}", str(count)])
         )
-    if not rows:
-        return "<p>No point can be compared with a dense one.</p>\n"
     heads = [
         "at",
         "mode",

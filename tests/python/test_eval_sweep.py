@@ -19,7 +19,7 @@ from bsfa.eval.results import Failed, Point
 from bsfa.eval.sweep import Plan
 from bsfa.eval.tasks import TASKS, Generator
 from eval_setup import haystack, model, tokenizer
-from tiny import table_for
+from tiny import table_for, tiny_model
 
 pytestmark = pytest.mark.model
 
@@ -221,6 +221,22 @@ def test_a_point_that_fails_does_not_stop_the_rest(
     again = run(out, plan)
     assert again.failed == {}
     assert len(again.points) == 3
+
+
+def test_a_mode_that_falls_back_is_a_failure_not_a_point(tmp_path: Path) -> None:
+    capped = tiny_model(
+        "gemma2",
+        vocab_size=len(tokenizer()),
+        attn_logit_softcapping=20.0,
+        max_position_embeddings=512,
+    )
+    plan = dataclasses.replace(PLAN, lengths=[320], budgets=[1], modes=["stock", "sliding_window"])
+    with pytest.warns(bsfa.FallbackWarning, match="softcap"):
+        found = sweep.run(capped, tokenizer(), plan, str(tmp_path / "r.jsonl"))
+    assert [point.mode for point in found.points.values()] == ["stock"]
+    (failed,) = found.failed.values()
+    assert "mode sliding_window did not run" in failed.error
+    assert "softcap" in failed.error
 
 
 def test_a_run_may_grow(tmp_path: Path) -> None:

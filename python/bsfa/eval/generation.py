@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,11 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bsfa.errors import DeviceError
+from bsfa.errors import DeviceError, UnsupportedError
 from bsfa.hf.api import text_config
 from bsfa.hf.state import find_state
 
-__all__ = ["Answers", "PrefillTime", "answer", "peak_memory", "timed_prefills"]
+__all__ = [
+    "Answers",
+    "PrefillTime",
+    "answer",
+    "attention_wrapped",
+    "peak_memory",
+    "reset_peak_memory",
+    "timed_prefills",
+]
 
 
 @dataclass(frozen=True)
@@ -150,20 +159,30 @@ class _AttentionTimer:
         return sum(end - begin for begin, end in spans)
 
 
+def _eager(module: Any, *args: Any, **kwargs: Any) -> Any:
+    """The function that each model defines beside its layers, and that is registered nowhere."""
+    for base in type(module).__mro__:
+        function = getattr(sys.modules.get(base.__module__), "eager_attention_forward", None)
+        if function is not None:
+            return function(module, *args, **kwargs)
+    raise UnsupportedError(f"{type(module).__name__} has no eager attention to time")
+
+
 @contextlib.contextmanager
-def _timed_attention(model: Any) -> Iterator[_AttentionTimer]:
+def attention_wrapped(
+    model: Any, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]
+) -> Iterator[Any]:
+    """While it lasts, the model's layers call wrap(their attention function)."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     name = text_config(model)._attn_implementation
-    function = ALL_ATTENTION_FUNCTIONS[name]
-    timer = _AttentionTimer(function, model.device.type == "cuda")
-    ALL_ATTENTION_FUNCTIONS[name] = timer
+    registered = name in ALL_ATTENTION_FUNCTIONS
+    wrapped = wrap(ALL_ATTENTION_FUNCTIONS[name] if registered else _eager)
+    ALL_ATTENTION_FUNCTIONS[name] = wrapped  # over what is registered for all
     try:
-        yield timer
+        yield wrapped
     finally:
-        del ALL_ATTENTION_FUNCTIONS[name]  # what was registered for all is below it
-        if name not in ALL_ATTENTION_FUNCTIONS:
-            ALL_ATTENTION_FUNCTIONS[name] = function
+        del ALL_ATTENTION_FUNCTIONS[name]
 
 
 @torch.inference_mode()
@@ -177,7 +196,7 @@ def timed_prefills(
     on_gpu = model.device.type == "cuda"
     times = []
     reset_peak_memory(model.device)
-    with _timed_attention(model) as timer:
+    with attention_wrapped(model, lambda function: _AttentionTimer(function, on_gpu)) as timer:
         for index, prompt in enumerate(prompts):
             ids = torch.tensor([list(prompt)], device=model.device)
             if on_gpu:

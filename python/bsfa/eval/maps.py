@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bsfa.errors import InvalidArgumentError
+from bsfa.eval.generation import attention_wrapped
 from bsfa.hf.api import text_config
 from bsfa.hf.state import find_state
 from bsfa.ops import run_attention
@@ -19,10 +20,7 @@ __all__ = ["kept_map"]
 @torch.inference_mode()
 def kept_map(model: Any, prompt: Sequence[int], layer: int, head: int) -> list[list[bool]]:
     """Kept blocks [query blocks][key/value blocks] of a model that bsfa.enable has set up."""
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    config = text_config(model)
-    state = find_state(config)
+    state = find_state(text_config(model))
     if state is None:
         raise InvalidArgumentError("model is not enabled; call bsfa.enable(model, ...) first")
     if not (0 <= layer < state.shape.num_layers and 0 <= head < state.shape.num_heads_q):
@@ -30,24 +28,24 @@ def kept_map(model: Any, prompt: Sequence[int], layer: int, head: int) -> list[l
             f"layer {layer}, head {head}; accepted: layer 0 to {state.shape.num_layers - 1}, head "
             f"0 to {state.shape.num_heads_q - 1}"
         )
-    name = config._attn_implementation
-    function = ALL_ATTENTION_FUNCTIONS[name]
     found: list[Tensor] = []
 
-    def watch(module: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kw: Any) -> Any:
-        if getattr(module, "layer_idx", None) == layer:
-            group = query.shape[1] // key.shape[1]
-            q = query[:, head : head + 1].transpose(1, 2)
-            k, v = (t[:, head // group : head // group + 1].transpose(1, 2) for t in (key, value))
-            found.append(_mask(state, layer, head, q, k, v, kw.get("scaling")))
-        return function(module, query, key, value, *args, **kw)
+    def watching(function: Any) -> Any:
+        def watch(
+            module: Any, query: Tensor, key: Tensor, value: Tensor, *a: Any, **kw: Any
+        ) -> Any:
+            if getattr(module, "layer_idx", None) == layer:
+                kv_head = head // (query.shape[1] // key.shape[1])
+                q = query[:, head : head + 1].transpose(1, 2)
+                k, v = (t[:, kv_head : kv_head + 1].transpose(1, 2) for t in (key, value))
+                found.append(_mask(state, layer, head, q, k, v, kw.get("scaling")))
+            return function(module, query, key, value, *a, **kw)
 
-    ALL_ATTENTION_FUNCTIONS[name] = watch
-    try:
+        return watch
+
+    with attention_wrapped(model, watching):
         ids = torch.tensor([list(prompt)], device=model.device)
         model(ids, use_cache=False, logits_to_keep=1)
-    finally:
-        ALL_ATTENTION_FUNCTIONS[name] = function
     return [[bool(kept) for kept in row] for row in found[0].tolist()]
 
 

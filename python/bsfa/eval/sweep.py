@@ -13,7 +13,7 @@ import torch
 
 import bsfa
 from bsfa._core import predicted_density
-from bsfa.errors import DeviceError, Error, InvalidArgumentError
+from bsfa.errors import InvalidArgumentError, UnsupportedError
 from bsfa.eval import results
 from bsfa.eval.calibrating import (
     Calibrated,
@@ -38,12 +38,14 @@ from bsfa.eval.tasks import Generator, Sample, Task, find_tasks, score
 from bsfa.eval.text import Haystack
 from bsfa.hf.api import text_config
 from bsfa.hf.attention import NAME
-from bsfa.hf.state import MODES as BSFA_MODES
 
 __all__ = ["MODES", "UNINFORMATIVE", "Plan", "run"]
 
-MODES = ("stock", *BSFA_MODES)
-"""stock: the attention that Transformers gives the model."""
+MODES = ("stock", "dense", "threshold", "sliding_window")
+"""stock: the attention that Transformers gives the model.
+
+SpargeAttention is not among them: it has no budget in blocks, and does not say how many it kept.
+"""
 WITHOUT_BUDGET = ("stock", "dense")
 WARM_UP = 2
 """Prefills before the timed ones."""
@@ -184,8 +186,10 @@ def _open(out: str, header: results.Header) -> results.Results:
         kept = dataclasses.replace(header, thresholds=header.thresholds or old.thresholds)
     else:
         kept = header
-    for name in ("model", "versions", "device", "dtype", "threads", "seed", "prompts_per_point"):
+    for name in ("model", "device", "dtype", "threads", "seed", "prompts_per_point"):
         _same(out, name, getattr(old, name), getattr(kept, name))
+    for name in ("bsfa", "torch", "transformers"):
+        _same(out, f"{name} version", old.versions.get(name), kept.versions.get(name))
     if old.thresholds is not None:
         _same(out, "thresholds", old.thresholds, kept.thresholds)
     settings = dict(header.settings)
@@ -272,6 +276,7 @@ class _Runner:
         prompts = [sample.ids for sample in samples]
         answers = answer(model, tokenizer, prompts, task.answer_tokens, plan.batch, progress)
         memory = peak_memory(model.device)
+        self._check_fallbacks(mode)
         texts = [tokenizer.decode(row, skip_special_tokens=True) for row in answers.tokens]
         times: list[PrefillTime] = []
         if plan.ttft_runs:
@@ -300,6 +305,12 @@ class _Runner:
             [round(time.attention_s, 6) for time in times],
             texts if plan.keep_answers else [],
         )
+
+    def _check_fallbacks(self, mode: str) -> None:
+        """A point is not of a mode in which some layers did not run."""
+        fallbacks = {} if mode == "stock" else bsfa.stats(self.model).fallbacks
+        if fallbacks:
+            raise UnsupportedError(f"mode {mode} did not run: {'; '.join(fallbacks)}")
 
     def maps(self, task: Task, length: int, mode: str, budget: int | None) -> Iterator[Map]:
         """The kept blocks of the chosen heads over the first prompt."""
@@ -384,12 +395,12 @@ def run(
         record: Point | Failed
         try:
             record = runner.measure(task, length, mode, budget, tick)
-            if name == tasks[0].name and length == max(plan.lengths) and mode in BSFA_MODES[1:]:
+            if name == tasks[0].name and length == max(plan.lengths) and mode not in WITHOUT_BUDGET:
                 for kept in runner.maps(task, length, mode, budget):
                     results.append(out, kept)
                     so_far.add(kept)
-        except (Error, RuntimeError, ValueError) as error:
-            if isinstance(error, DeviceError) and model.device.type == "cuda":
+        except Exception as error:
+            if model.device.type == "cuda":
                 torch.cuda.empty_cache()
             record = Failed(name, length, mode, budget, _failure(error))
         results.append(out, record)

@@ -120,7 +120,7 @@ def run_command(arguments: Sequence[str]) -> None:
         cli_evaluate()
     except Exception as error:
         reason = _unreachable(error)
-        if reason is None and not isinstance(error, LookupError):
+        if reason is None and type(error) is not LookupError:  # that is what nltk raises
             raise
         raise FileError(
             "the data of a task, or the model, could not be fetched from its hub: "

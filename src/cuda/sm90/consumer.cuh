@@ -296,7 +296,7 @@ struct Consumer {
     wgmma_fence();
 #pragma unroll
     for (int k = 0; k < kBlockN / 16; ++k) {
-      wgmma<T, true>(out[half], &s[half][4 * k], values.at(k * 16 * 128), 1);
+      wgmma<T>(out[half], &s[half][4 * k], values.at(k * 16 * 128));
     }
     wgmma_commit();
   }

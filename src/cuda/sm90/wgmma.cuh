@@ -61,117 +61,82 @@ struct Operand {
   }
 };
 
-// kTransposed: B lies in memory as [K][N], else as [N][K]. accumulate == 0: D is overwritten.
+// The accumulators of an instruction, as they stand in its text and among its operands.
 
-#define BSFA_WGMMA_N64(TYPE)                                                                       \
-  asm volatile(                                                                                    \
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"                                                 \
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32." TYPE "." TYPE                                  \
-      " {"                                                                                         \
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                     \
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"             \
-      "}, {%32, %33, %34, %35}, %36, p, 1, 1, %38;\n}\n"                                           \
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),        \
-        "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),    \
-        "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), \
-        "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), \
-        "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])                                         \
-      : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])),        \
-        "r"(__float_as_uint(a[3])), "l"(b), "r"(accumulate), "n"(kTransposed ? 1 : 0))
+#define BSFA_NAMES_32                                                      \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define BSFA_NAMES_64                                                                    \
+  BSFA_NAMES_32                                                                          \
+      ", "                                                                               \
+      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
+      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 
-template <typename T, bool kTransposed>
-__device__ __forceinline__ void wgmma(float (&d)[32], const float* a, std::uint64_t b,
-                                      int accumulate) {
-  if constexpr (std::is_same_v<T, __half>) {
-    BSFA_WGMMA_N64("f16");
-  } else {
-    BSFA_WGMMA_N64("bf16");
-  }
-}
+#define BSFA_ACCUMULATORS_32(d)                                                                   \
+  "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), \
+      "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]),    \
+      "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]),  \
+      "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]),  \
+      "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
+#define BSFA_ACCUMULATORS_64(d)                                                                  \
+  BSFA_ACCUMULATORS_32(d), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]),      \
+      "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), \
+      "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]), "+f"(d[49]), "+f"(d[50]), \
+      "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), "+f"(d[56]), "+f"(d[57]), \
+      "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
 
-#undef BSFA_WGMMA_N64
+// D (+)= A B with both operands in shared memory, as [M][K] and [N][K]. kFirst: what D held is not
+// added. It is an input all the same, so that what it held may be the probabilities of the last
+// block: an operand that is only written gets registers of its own.
+#define BSFA_WGMMA(TYPE)                                                             \
+  asm volatile(                                                                      \
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"                                   \
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32." TYPE "." TYPE " {" BSFA_NAMES_32 \
+      "}, %32, %33, p, 1, 1, 0, 0;\n}\n"                                             \
+      : BSFA_ACCUMULATORS_32(d)                                                      \
+      : "l"(a), "l"(b), "n"(kFirst ? 0 : 1))
 
-#define BSFA_WGMMA_SHARED_N64_FIRST(TYPE)                                                          \
-  asm volatile(                                                                                    \
-      "{\n.reg .pred p;\nsetp.ne.b32 p, 0, 0;\n"                                                   \
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32." TYPE "." TYPE                                  \
-      " {"                                                                                         \
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                     \
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"             \
-      "}, %32, %33, p, 1, 1, 0, 0;\n}\n"                                                           \
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),        \
-        "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),    \
-        "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), \
-        "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), \
-        "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])                                         \
-      : "l"(a), "l"(b))
-
-#define BSFA_WGMMA_SHARED_N64(TYPE)                                                                \
-  asm volatile(                                                                                    \
-      "{\n.reg .pred p;\nsetp.ne.b32 p, 1, 0;\n"                                                   \
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32." TYPE "." TYPE                                  \
-      " {"                                                                                         \
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                     \
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"             \
-      "}, %32, %33, p, 1, 1, 0, 0;\n}\n"                                                           \
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),        \
-        "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),    \
-        "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), \
-        "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), \
-        "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])                                         \
-      : "l"(a), "l"(b))
-
-// Both operands in shared memory, as [M][K] and [N][K]; kFirst: D is overwritten, and what it held
-// before need not be kept in registers until then.
 template <typename T, bool kFirst>
 __device__ __forceinline__ void wgmma_shared(float (&d)[32], std::uint64_t a, std::uint64_t b) {
-  if constexpr (kFirst && std::is_same_v<T, __half>) {
-    BSFA_WGMMA_SHARED_N64_FIRST("f16");
-  } else if constexpr (kFirst) {
-    BSFA_WGMMA_SHARED_N64_FIRST("bf16");
-  } else if constexpr (std::is_same_v<T, __half>) {
-    BSFA_WGMMA_SHARED_N64("f16");
-  } else {
-    BSFA_WGMMA_SHARED_N64("bf16");
-  }
-}
-
-#undef BSFA_WGMMA_SHARED_N64_FIRST
-#undef BSFA_WGMMA_SHARED_N64
-
-#define BSFA_WGMMA_N128(TYPE)                                                                      \
-  asm volatile(                                                                                    \
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"                                                 \
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32." TYPE "." TYPE                                 \
-      " {"                                                                                         \
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                     \
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "           \
-      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "           \
-      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"             \
-      "}, {%64, %65, %66, %67}, %68, p, 1, 1, %70;\n}\n"                                           \
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),        \
-        "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),    \
-        "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), \
-        "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), \
-        "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), \
-        "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]), "+f"(d[41]), \
-        "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]), \
-        "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), \
-        "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), \
-        "+f"(d[63])                                                                                \
-      : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])),        \
-        "r"(__float_as_uint(a[3])), "l"(b), "r"(accumulate), "n"(kTransposed ? 1 : 0))
-
-template <typename T, bool kTransposed>
-__device__ __forceinline__ void wgmma(float (&d)[64], const float* a, std::uint64_t b,
-                                      int accumulate) {
   if constexpr (std::is_same_v<T, __half>) {
-    BSFA_WGMMA_N128("f16");
+    BSFA_WGMMA("f16");
   } else {
-    BSFA_WGMMA_N128("bf16");
+    BSFA_WGMMA("bf16");
   }
 }
 
-#undef BSFA_WGMMA_N128
+#undef BSFA_WGMMA
+
+// D += A B with A from registers, packed pairs kept as floats, and B in shared memory as [K][N].
+#define BSFA_WGMMA(N, TYPE, ACCUMULATORS, NAMES, A, B)                                           \
+  asm volatile("wgmma.mma_async.sync.aligned.m64" N "k16.f32." TYPE "." TYPE " {" NAMES "}, {" A \
+               "}, " B ", 1, 1, 1, 1;"                                                           \
+               : ACCUMULATORS(d)                                                                 \
+               : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])),                         \
+                 "r"(__float_as_uint(a[2])), "r"(__float_as_uint(a[3])), "l"(b))
+
+template <typename T>
+__device__ __forceinline__ void wgmma(float (&d)[32], const float* a, std::uint64_t b) {
+  if constexpr (std::is_same_v<T, __half>) {
+    BSFA_WGMMA("n64", "f16", BSFA_ACCUMULATORS_32, BSFA_NAMES_32, "%32, %33, %34, %35", "%36");
+  } else {
+    BSFA_WGMMA("n64", "bf16", BSFA_ACCUMULATORS_32, BSFA_NAMES_32, "%32, %33, %34, %35", "%36");
+  }
+}
+
+template <typename T>
+__device__ __forceinline__ void wgmma(float (&d)[64], const float* a, std::uint64_t b) {
+  if constexpr (std::is_same_v<T, __half>) {
+    BSFA_WGMMA("n128", "f16", BSFA_ACCUMULATORS_64, BSFA_NAMES_64, "%64, %65, %66, %67", "%68");
+  } else {
+    BSFA_WGMMA("n128", "bf16", BSFA_ACCUMULATORS_64, BSFA_NAMES_64, "%64, %65, %66, %67", "%68");
+  }
+}
+
+#undef BSFA_WGMMA
+#undef BSFA_ACCUMULATORS_64
+#undef BSFA_ACCUMULATORS_32
+#undef BSFA_NAMES_64
+#undef BSFA_NAMES_32
 
 }  // namespace bsfa::cuda

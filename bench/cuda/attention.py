@@ -3,7 +3,8 @@
 Causal prefill, batch 1, 32 query and 8 key/value heads. Contenders take turns in one process; a
 sample is the larger of one call and 12 ms of calls; the figure is the median of the samples, with
 the spread (max - min over median). Before it is timed, each form is compared with cuDNN or, where
-it is gated, with the dense form and its own count of kept blocks.
+it is gated, its count of kept blocks with the maxima that the calibrating form found, and with every
+block kept its output with the dense form's.
 
   BSFA_BENCH_LIBRARY=<path>/libbsfa_bench_cuda.so python3 bench/cuda/attention.py --out results.json
 """
@@ -15,8 +16,8 @@ import subprocess
 import time
 
 import torch
-from bsfa_bench import (cudnn, interleaved, make_call, make_select, median, random_data,
-                        structured_data, tflops)
+from bsfa_bench import (check_kept, cudnn, interleaved, make_call, make_select, median,
+                        random_data, structured_data, tflops)
 
 HEADS_Q, HEADS_KV = 32, 8
 BUDGETS = [32, 64, 96, 128, 192, 256, 384, 512, 768, 1024]
@@ -65,11 +66,13 @@ def measure(n, dim, dtype, data, densities, samples):
     per_head = {}
     for density in densities:
         name = f"gated {density:g}"
-        contenders[name] = make_call(q, k, v, gated_out, thresholds=thresholds_for(
-            density, block_max), kept_blocks=kept, visible_blocks=visible)
+        thresholds = thresholds_for(density, block_max)
+        contenders[name] = make_call(q, k, v, gated_out, thresholds=thresholds, kept_blocks=kept,
+                                     visible_blocks=visible)
         contenders[name]()
         torch.cuda.synchronize()
         assert torch.isfinite(gated_out).all()
+        check_kept(kept, visible, block_max, thresholds)
         if density == 1.0:
             assert torch.equal(out, gated_out), "gated with every block kept differs from dense"
         measured[name] = (kept.sum() / visible.sum()).item()

@@ -1,6 +1,7 @@
 """The library through bench/cuda/entry.cc on torch tensors, the data, and the way to time."""
 
 import ctypes
+import math
 import os
 import statistics
 
@@ -97,6 +98,23 @@ def structured_data(n, heads_q, heads_kv, dim, dtype, seed=0):
     return q.to(dtype), k.to(dtype), v.to(dtype)
 
 
+def check_kept(kept, visible, block_max, thresholds):
+    """Counts by head [heads] against what the maxima [heads, q blocks, kv blocks] leave no choice of.
+
+    Causal, from position 0, gate 128x64. A block whose maximum is within a rounding band of its
+    threshold may go either way.
+    """
+    _, q_blocks, _ = block_max.shape
+    least, most = torch.zeros_like(kept), torch.zeros_like(kept)
+    for i in range(q_blocks):
+        gated, threshold = block_max[:, i, : 2 * i], thresholds[:, i : i + 1]
+        band = torch.where(threshold.isfinite(), 1e-5 * threshold.abs(), 0)
+        least += 2 + (gated > threshold + band).sum(1)  # the two of the diagonal are always kept
+        most += 2 + (gated >= threshold - band).sum(1)
+    assert (visible == q_blocks * (q_blocks + 1)).all(), f"visible blocks by head: {visible}"
+    assert ((least <= kept) & (kept <= most)).all(), f"kept by head {kept}, not {least} to {most}"
+
+
 def interleaved(contenders, samples=7, burst_ms=12.0, warm=2):
     """{name: milliseconds a call, one for each sample}, contenders in rotating order."""
     names = list(contenders)
@@ -109,7 +127,7 @@ def interleaved(contenders, samples=7, burst_ms=12.0, warm=2):
         contenders[name]()
         stop.record()
         stop.synchronize()
-        calls[name] = max(1, round(burst_ms / start.elapsed_time(stop)))
+        calls[name] = max(1, math.ceil(burst_ms / start.elapsed_time(stop)))
     times = {name: [] for name in names}
     for sample in range(samples):
         shift = sample % len(names)

@@ -4,14 +4,13 @@
         python3 bench/cuda/sm80.py --out results.json 8,128,bf16 32,128,bf16 16,64,fp16
 
 Each case is K tokens, head_dim, dtype; batch 1, 32 query and 8 key/value heads, causal, random data.
-A sample is the larger of one call and 12 ms of calls; contestants follow each other in an order that
-is drawn anew for each of 7 rounds. The result is compared with FlashAttention-2's before it is timed.
+A sample is the larger of one call and 12 ms of calls, in 7 rounds of rotating order. Before they are
+timed, results are compared with FlashAttention-2's, and counts of kept blocks with the block maxima.
 """
 
 import argparse
 import json
 import math
-import random
 import statistics
 
 import bsfa_bench as bench
@@ -36,30 +35,6 @@ def thresholds_for(block_max, densities):
             between = torch.where(below.isinf(), above - 1, (above + below) / 2)
             table[head] = torch.where(keep == 0, math.inf, between)
     return tables
-
-
-def time_all(contestants, rounds=7, burst_ms=12.0):
-    calls = {}
-    for name, run in contestants.items():
-        run()
-        start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        run()
-        stop.record()
-        stop.synchronize()
-        calls[name] = max(1, math.ceil(burst_ms / start.elapsed_time(stop)))
-    times = {name: [] for name in contestants}
-    for _ in range(rounds):
-        for name in random.sample(list(contestants), len(contestants)):
-            start = torch.cuda.Event(enable_timing=True)
-            stop = torch.cuda.Event(enable_timing=True)
-            start.record()
-            for _ in range(calls[name]):
-                contestants[name]()
-            stop.record()
-            stop.synchronize()
-            times[name].append(start.elapsed_time(stop) / calls[name])
-    return times
 
 
 def run_case(n, dim, dtype):
@@ -90,11 +65,12 @@ def run_case(n, dim, dtype):
         if not error < (4e-3 if dtype == torch.bfloat16 else 5e-4):
             raise SystemExit(f"{name} differs from FlashAttention-2 by {error}")
     density = {}
-    for name, run in gated.items():
+    for (name, run), table in zip(gated.items(), tables):
         run()
+        bench.check_kept(kept, visible, block_max, table)
         density[name] = (kept.sum() / visible.sum()).item()
 
-    times = time_all({"FlashAttention-2": flash2, "dense": dense, "calibrating": calibrating, **gated})
+    times = bench.interleaved({"FlashAttention-2": flash2, "dense": dense, "calibrating": calibrating, **gated})
     median = {name: statistics.median(samples) for name, samples in times.items()}
     flops = 2 * n * n * dim * HEADS_Q
     kind = str(dtype).removeprefix("torch.")
@@ -130,7 +106,7 @@ def main():
                 "device": torch.cuda.get_device_name(),
                 "torch": torch.__version__,
                 "cuda": torch.version.cuda,
-                "protocol": "samples of the larger of one call and 12 ms, 7 rounds in random order",
+                "protocol": "samples of the larger of one call and 12 ms, 7 rounds in rotating order",
                 "results": results,
             }, file, indent=1)
 

@@ -108,7 +108,10 @@ def main() -> None:
             f"<|im_start|>user\n{quoted}\n\n{question}<|im_end|>\n<|im_start|>assistant\n"
         )
     failed = False
-    for name, extra in (("a cache for each slot", ["--no-kv-unified"]), ("one cache", ["--kv-unified"])):
+    for name, extra in (
+        ("a cache for each slot", ["--no-kv-unified"]),
+        ("one cache", ["--kv-unified"]),
+    ):
         stock, _ = serve(args, prompts, extra, None)
         ours, log = serve(args, prompts, extra, args.module)
         print(f"two slots, {name}")

@@ -32,7 +32,15 @@ def _register():
     from lm_eval.api import registry
 
     models = getattr(registry, "model_registry", None)
-    if models is not None and "bsfa" not in models:
+    if models is None:
+        import warnings
+
+        warnings.warn(
+            "this lm_eval has no lm_eval.api.registry.model_registry, so it does not learn the"
+            " model type bsfa; lm_eval 0.4.13 does",
+            stacklevel=2,
+        )
+    elif "bsfa" not in models:
         models.register("bsfa", target="bsfa.eval.harness:BsfaLM")
 
 

@@ -164,8 +164,9 @@ def test_generate(cache: str) -> None:
     assert [layer.attention for layer in stats.layers] == ["dense", "dense"]
 
 
-def test_compiled_model() -> None:
-    model = gpu_model()
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_compiled_model(family: str) -> None:
+    model = gpu_model(family)
     ids = tokens(2, 400).cuda()
     mask = torch.ones_like(ids)
     mask[1, :70] = 0
@@ -178,7 +179,8 @@ def test_compiled_model() -> None:
     after = logits(compiled, ids, attention_mask=mask)[real]
     assert (after - exact).abs().max() <= 2 * (before - exact).abs().max()
     stats = bsfa.stats(model)
-    assert [layer.attention for layer in stats.layers] == ["threshold", "threshold"]
+    first = "windowed" if family == "gemma3" else "threshold"
+    assert [layer.attention for layer in stats.layers] == [first, "threshold"]
     assert stats.density == 1
     bsfa.set_budget(model, 1)
     sparse = logits(compiled, ids, attention_mask=mask)[real]

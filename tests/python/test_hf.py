@@ -7,6 +7,7 @@ import gc
 import math
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -466,19 +467,46 @@ def test_a_compiled_model_is_one_graph(compiler: str) -> None:
     assert bsfa.stats(model).fallbacks == {}
 
 
-@pytest.mark.parametrize("family", ["gemma3", "mistral-windowed"])
-def test_a_compiled_model_with_windows_runs_the_method(family: str) -> None:
-    """Masks of windows break the graph; the layers do not."""
+@pytest.mark.parametrize("family", ["gemma2", "gemma3", "mistral-windowed"])
+def test_a_compiled_model_with_windows_is_one_graph(family: str) -> None:
+    """Prefill, a second part of the prompt through the cache, and a token, padded on the left."""
     model = tiny_model(family)
-    ids = tokens(1, 300)
-    bsfa.enable(model, dense_table(model), 1)
+    ids = tokens(2, 300)
     mask = torch.ones_like(ids)
-    expected = logits(model, ids, attention_mask=mask)
+    mask[1, :90] = 0
+    bsfa.enable(model, dense_table(model), 1)
+
+    @torch.no_grad()
+    def run(step: Any) -> list[torch.Tensor]:
+        cache = DynamicCache(config=model.config)
+        return [
+            step(ids[:, a:b], attention_mask=mask[:, :b], past_key_values=cache).logits
+            for a, b in ((0, 250), (250, 299), (299, 300))
+        ]
+
+    expected = run(model)
+    attention = [layer.attention for layer in bsfa.stats(model).layers]
+    assert "windowed" in attention
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for after, before in zip(run(compiled), expected, strict=True):
+        torch.testing.assert_close(after, before, atol=2e-4, rtol=1e-4)
+    stats = bsfa.stats(model)
+    assert stats.fallbacks == {}
+    assert [layer.attention for layer in stats.layers] == attention
+
+
+def test_a_mask_of_another_kind_breaks_the_graph_and_nothing_else() -> None:
+    """Under the compiler Transformers describes a prompt without mask and cache as packed."""
+    model = tiny_model("gemma3")
+    ids = tokens(1, 300)
+    expected = logits(model, ids)
+    bsfa.enable(model)
     torch._dynamo.reset()
     compiled = torch.compile(model, backend="aot_eager")
-    after = logits(compiled, ids, attention_mask=mask)
+    with pytest.warns(bsfa.FallbackWarning, match="not causal or windowed"):
+        after = logits(compiled, ids)
     torch.testing.assert_close(after, expected, atol=2e-4, rtol=1e-4)
-    assert bsfa.stats(model).fallbacks == {}
 
 
 def test_compiled_decoding_with_a_static_cache_is_one_graph() -> None:

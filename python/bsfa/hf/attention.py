@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, masking_utils
+from transformers import AttentionInterface, AttentionMaskInterface
 
 from bsfa.errors import UnsupportedError
 from bsfa.hf import compiled, prefill
@@ -57,8 +57,10 @@ def mask_function(**arguments: Any) -> Tensor | None:
         q_length = len(arguments["cache_position"])
     if q_length < MIN_QUERIES:
         return build_mask(previous, arguments)
-    if torch.compiler.is_compiling() and compiled.can_trace_mask(arguments):
-        return compiled.causal_mask(arguments)
+    if torch.compiler.is_compiling():
+        traced = compiled.traced_mask(arguments)
+        if traced is not None:
+            return traced
     return _prefill_mask(previous, arguments)
 
 
@@ -195,4 +197,4 @@ def _refusal(
     return None
 
 
-compiled.connect(_prefill, masking_utils.causal_mask_function)
+compiled.connect(_prefill)

@@ -12,18 +12,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import masking_utils
 
-from bsfa.hf.masks import make_plan, placeholder
+from bsfa.hf.masks import make_plan, placeholder, window_of
 from bsfa.hf.state import State, module_of
 
 _eager_prefill: Callable[..., tuple[Tensor, Tensor | None]]
-_causal: Callable[..., Any]
 
 
-def connect(eager_prefill: Callable[..., Any], causal_mask_function: Callable[..., Any]) -> None:
+def connect(eager_prefill: Callable[..., Any]) -> None:
     """What the operators run; given from outside, since it knows this module."""
-    global _eager_prefill, _causal
-    _eager_prefill, _causal = eager_prefill, causal_mask_function
+    global _eager_prefill
+    _eager_prefill = eager_prefill
 
 
 @torch.library.custom_op("bsfa::model_attention", mutates_args=())
@@ -79,6 +79,7 @@ def attention(
 @torch.library.custom_op("bsfa::model_mask", mutates_args=())
 def _mask(
     attention_mask: Tensor | None,
+    window: int | None,
     batch: int,
     q_length: int,
     kv_length: int,
@@ -88,9 +89,14 @@ def _mask(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Tensor:
+    if window is None:
+        kind: dict[str, Any] = {"mask_function": masking_utils.causal_mask_function}
+    else:
+        function = masking_utils.sliding_window_causal_mask_function(window)
+        kind = {"mask_function": function, "local_size": window}
     plan = make_plan(
         {
-            "mask_function": _causal,
+            **kind,
             "attention_mask": attention_mask,
             "batch_size": batch,
             "q_length": q_length,
@@ -103,7 +109,7 @@ def _mask(
             "use_vmap": False,
         }
     )
-    assert plan is not None  # see can_trace_mask
+    assert plan is not None  # see traced_mask
     return placeholder(plan)
 
 
@@ -112,27 +118,26 @@ def _(attention_mask: Tensor | None, *others: Any) -> Tensor:
     return torch.empty((1, 1, 1, 2), dtype=torch.int64)
 
 
-def can_trace_mask(arguments: dict[str, Any]) -> bool:
-    """Whether the mask is plain causal over a batch of sequences, described by numbers.
+def traced_mask(arguments: dict[str, Any]) -> Tensor | None:
+    """The placeholder of a causal or windowed mask over a batch of sequences, described by numbers.
 
-    Others are closures that a tracer cannot take apart: they break the graph once a forward pass.
+    None if it is of another kind: such a mask breaks the graph once a forward pass.
     """
     attention_mask = arguments.get("attention_mask")
-    return (
-        arguments["mask_function"] is _causal
-        and "cache_position" not in arguments
-        and isinstance(arguments.get("q_offset", 0), int)
-        and isinstance(arguments.get("kv_offset", 0), int)
-        and arguments.get("q_offset", 0) >= arguments.get("kv_offset", 0)
-        and (attention_mask is None or attention_mask.shape[0] == arguments["batch_size"])
-        and not arguments.get("use_vmap", False)
-    )
-
-
-def causal_mask(arguments: dict[str, Any]) -> Tensor:
-    """The placeholder of a mask that `can_trace_mask` accepts."""
+    recognised, window = window_of(arguments["mask_function"])
+    if (
+        not recognised
+        or "cache_position" in arguments
+        or not isinstance(arguments.get("q_offset", 0), int)
+        or not isinstance(arguments.get("kv_offset", 0), int)
+        or arguments.get("q_offset", 0) < arguments.get("kv_offset", 0)
+        or (attention_mask is not None and attention_mask.shape[0] != arguments["batch_size"])
+        or arguments.get("use_vmap", False)
+    ):
+        return None
     return _mask(
-        arguments.get("attention_mask"),
+        attention_mask,
+        window,
         arguments["batch_size"],
         arguments["q_length"],
         arguments["kv_length"],

@@ -14,7 +14,15 @@ from transformers import masking_utils
 
 from bsfa.hf.padding import Padding, read_padding
 
-__all__ = ["MaskPlan", "build_mask", "find_plan", "is_placeholder", "make_plan", "placeholder"]
+__all__ = [
+    "MaskPlan",
+    "build_mask",
+    "find_plan",
+    "is_placeholder",
+    "make_plan",
+    "placeholder",
+    "window_of",
+]
 
 
 @dataclass(eq=False)
@@ -55,36 +63,46 @@ def build_mask(implementation: str, arguments: dict[str, Any]) -> Tensor | None:
     return interface[implementation](**arguments) if implementation in interface else None
 
 
-def _closure(function: Callable[..., Any]) -> dict[str, Any]:
-    cells = function.__closure__ or ()
-    return dict(zip(function.__code__.co_freevars, (c.cell_contents for c in cells), strict=True))
-
-
+# The two closures that make up Transformers' windowed mask, known by their code.
 _WINDOWED_CODE = masking_utils.sliding_window_causal_mask_function(1).__code__
 _OVERLAY_CODE = masking_utils.sliding_window_overlay(1).__code__
 
 
-def _window_of(mask_function: Callable[..., Any]) -> tuple[bool, int | None]:
+def window_of(mask_function: Callable[..., Any]) -> tuple[bool, int | None]:
     """Whether the function is plain causal or windowed causal, and its window.
 
-    Exact: a function composed of anything else is not recognised.
+    Exact: a function composed of anything else is not recognised. Written so that torch.compile can
+    follow it too, for a function that is itself made while tracing.
     """
     if mask_function is masking_utils.causal_mask_function:
         return True, None
     if getattr(mask_function, "__code__", None) is not _WINDOWED_CODE:
         return False, None
-    parts = _closure(mask_function).get("mask_functions", ())
-    overlays = [p for p in parts if getattr(p, "__code__", None) is _OVERLAY_CODE]
-    causal = [p for p in parts if p is masking_utils.causal_mask_function]
-    if len(parts) != 2 or len(overlays) != 1 or len(causal) != 1:
+    parts = _captured(mask_function)
+    if len(parts) != 2:
         return False, None
-    window = _closure(overlays[0]).get("sliding_window")
+    overlay, causal = parts
+    if overlay is masking_utils.causal_mask_function:
+        overlay, causal = causal, overlay
+    if causal is not masking_utils.causal_mask_function:
+        return False, None
+    if getattr(overlay, "__code__", None) is not _OVERLAY_CODE:
+        return False, None
+    window = _captured(overlay)
     return (True, window) if isinstance(window, int) and window >= 1 else (False, None)
+
+
+def _captured(function: Callable[..., Any]) -> Any:
+    """The one variable that a closure holds."""
+    cells = function.__closure__
+    assert cells is not None
+    assert len(cells) == 1
+    return cells[0].cell_contents
 
 
 def make_plan(arguments: dict[str, Any]) -> MaskPlan | None:
     """The plan of a mask that Transformers asks for; None if it is of another kind."""
-    recognised, window = _window_of(arguments["mask_function"])
+    recognised, window = window_of(arguments["mask_function"])
     if not recognised:
         return None
     if "cache_position" in arguments:  # Transformers before 5.2 or so

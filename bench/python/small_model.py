@@ -1,4 +1,4 @@
-"""A real model: agreement with Transformers' own attention, budgets, calibration, decoding.
+"""A real model: agreement with Transformers' own attention, budgets, calibration.
 
     python3 bench/python/small_model.py --model SmolLM2-135M-Instruct.Q4_1.gguf \
         --calibrate-on texts/ --test-on tales.txt --out small_model.json
@@ -11,7 +11,6 @@ to the file when it is there.
   that row, the choice must be the same. How far each is from sdpa in fp32 says which errs more.
 - budgets: density, perplexity of the text, agreement of the next token with dense.
 - calibration: seconds over the same prefills, dense.
-- decoding: seconds of a step after a prefill, enabled and not, in turn on the same cache.
 """
 
 import argparse
@@ -42,25 +41,6 @@ def clock(device, function):
     function()
     synchronize(device)
     return time.perf_counter() - begin
-
-
-def random_model(options):
-    """The shape of SmolLM2-135M: what a step costs does not hang on the weights."""
-    device = options.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    config = transformers.LlamaConfig(
-        vocab_size=49152,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        max_position_embeddings=8192,
-        tie_word_embeddings=True,
-    )
-    model = transformers.LlamaForCausalLM(config).to(device, getattr(torch, options.dtype))
-    return model.eval()
 
 
 def windows(tokenizer, path, tokens, count):
@@ -182,46 +162,11 @@ def calibration(model, samples, wanted, rounds):
     }
 
 
-def decoding(model, ids, pairs):
-    """Seconds of a decoding step after a prefill by bsfa, enabled and not, step by step in turn."""
-    ids = ids.to(model.device)
-    cache = transformers.DynamicCache(config=model.config)
-    bsfa.enable(model, mode="dense")
-    token = model(ids, past_key_values=cache, logits_to_keep=1).logits[:, -1:].argmax(-1)
-    bsfa.disable(model)
-
-    def step():
-        nonlocal token
-        token = model(token, past_key_values=cache).logits[:, -1:].argmax(-1)
-
-    times = {"before": [], "enabled": []}
-    for pair in range(pairs + 3):
-        for name in ("before", "enabled") if pair % 2 else ("enabled", "before"):
-            if name == "enabled":
-                bsfa.enable(model, mode="dense")
-            seconds = clock(model.device, step)
-            if name == "enabled":
-                bsfa.disable(model)
-            if pair >= 3:
-                times[name].append(seconds)
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    ratios = sorted(e / b for e, b in zip(times["enabled"], times["before"], strict=True))
-    return {
-        "prompt_tokens": ids.shape[1],
-        "pairs": pairs,
-        "median_seconds": medians,
-        "enabled_over_before": medians["enabled"] / medians["before"],
-        "quartiles_of_pairs": [ratios[len(ratios) // 4], ratios[3 * len(ratios) // 4]],
-    }
-
-
 @torch.inference_mode()
 def main():
     """Runs the parts in turn."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "--model", help="folder, name or .gguf file; random: SmolLM2-135M's shape, to time decoding"
-    )
+    parser.add_argument("--model", help="folder, name or .gguf file")
     parser.add_argument("--calibrate-on", nargs="+", help="texts")
     parser.add_argument("--test-on", help="a text")
     parser.add_argument("--out", required=True, help="JSON file to write")
@@ -230,22 +175,14 @@ def main():
     parser.add_argument("--texts", type=int, default=4, help="to test on, at most")
     parser.add_argument("--budgets", default="2,4,8,16,32,64")
     parser.add_argument("--rounds", type=int, default=5, help="of what is timed")
-    parser.add_argument("--decode", type=int, default=200, help="pairs of steps")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--only", default="dense,calibration,budgets,decoding")
+    parser.add_argument("--only", default="dense,calibration,budgets")
     options = parser.parse_args()
     only = options.only.split(",")
-    if options.model == "random":
-        if only != ["decoding"]:
-            parser.error("--model random is for --only decoding")
-        model = random_model(options)
-        vocabulary = model.config.vocab_size
-        texts = [torch.randint(0, vocabulary, (1, options.tokens), device=model.device)]
-    else:
-        model, tokenizer = load_model(options)
-        texts = windows(tokenizer, options.test_on, options.tokens, options.texts)
+    model, tokenizer = load_model(options)
+    texts = windows(tokenizer, options.test_on, options.tokens, options.texts)
     result = {
         "model": options.model.split("/")[-1],
         "card": torch.cuda.get_device_name() if model.device.type == "cuda" else "cpu",
@@ -274,9 +211,6 @@ def main():
         keep("calibration", cost)
         if "budgets" in only:
             keep("budgets", budgets(model, table, texts))
-    if "decoding" in only:
-        for length in (128, options.tokens - 2 * options.decode - 8):
-            keep(f"decoding_{length}", decoding(model, texts[0][:, :length], options.decode))
 
 
 if __name__ == "__main__":

@@ -178,7 +178,7 @@ def sample(model, contestant, table, ids):
 
 def warm_up(model, contestant, table, ids):
     """Kernels, plans and the allocator at this length: all of a short prompt, else of one layer."""
-    if ids.shape[1] <= 32768:
+    if ids.shape[1] <= 8192:
         sample(model, contestant, table, ids)
         return
     attend_by(model, contestant, table, ids.shape[1])

@@ -60,6 +60,38 @@ TEST_P(Contract, RunsInAGraph) {
   }
 }
 
+// On a machine with two cards: the operands' card counts, not the current one, which stays current.
+TEST_P(Contract, RunsOnTheCardOfItsOperands) {
+  int devices = 0;
+  BSFA_CUDA_OK(cudaGetDeviceCount(&devices));
+  if (devices < 2) GTEST_SKIP() << "NOT RUN: needs two cards";
+  for (const int index : {1, 0}) {
+    BSFA_CUDA_OK(cudaSetDevice(index));
+    Call call(gated_case());
+    AttentionParams& params = call.device_params();
+    params.backend = GetParam();
+    params.device.index = index;
+    const std::size_t bytes = workspace_size(params);
+    DeviceBuffer workspace(std::max<std::size_t>(1, bytes));
+    params.workspace = workspace.data();
+    params.workspace_bytes = bytes;
+    call.poison_results();
+    BSFA_CUDA_OK(cudaDeviceSynchronize());
+
+    BSFA_CUDA_OK(cudaSetDevice(1 - index));
+    attention_forward(params);
+    int current = -1;
+    BSFA_CUDA_OK(cudaGetDevice(&current));
+    EXPECT_EQ(current, 1 - index);
+    params.device.index = 1 - index;
+    EXPECT_THROW(attention_forward(params), Error) << "operands of another card than named";
+
+    BSFA_CUDA_OK(cudaSetDevice(index));
+    BSFA_CUDA_OK(cudaDeviceSynchronize());
+    call.check();
+  }
+}
+
 // Each refusal names the argument.
 TEST_P(Contract, RefusesByName) {
   const auto refusal = [&](const Case& spec, auto change) {

@@ -188,6 +188,28 @@ def test_compiled_model(family: str) -> None:
     assert (sparse - exact).abs().max() > 2 * (before - exact).abs().max()
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="NOT RUN: needs two CUDA devices")
+def test_a_model_on_another_card_than_the_current(cuda_backend: str) -> None:
+    ids = tokens(2, 700)
+    mask = torch.ones_like(ids)
+    mask[1, :70] = 0
+    results = []
+    for device in ("cuda:0", "cuda:1"):
+        model = gpu_model().to(device)
+        bsfa.enable(model, table(), 3, backend=cuda_backend)
+        with torch.cuda.device(0):
+            out = logits(model, ids.to(device), attention_mask=mask.to(device))
+            kept = [layer.kept_blocks for layer in bsfa.stats(model).layers]
+            assert bsfa.stats(model).fallbacks == {}
+            bsfa.disable(model)
+            made = bsfa.calibrate(model, [ids[0]], budgets=[1, 3])
+        assert out.device == torch.device(device)
+        results.append((out.cpu()[mask.bool()], kept, torch.from_dlpack(made.values())))
+    assert close(results[1][0], results[0][0], results[0][0])
+    assert results[1][1] == results[0][1]
+    torch.testing.assert_close(results[1][2], results[0][2])
+
+
 def test_calibration_on_the_gpu_is_that_of_the_cpu() -> None:
     model = gpu_model()
     samples = [tokens(1, 700, seed=5), tokens(1, 500, seed=6)]

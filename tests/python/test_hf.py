@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AttentionInterface, DynamicCache, StaticCache
 
 import bsfa
@@ -184,6 +185,39 @@ def test_generate(family: str, cache: str) -> None:
         "windowed" if family == "gemma2" else "dense",
         "dense",
     ]
+
+
+@pytest.mark.parametrize("cache", [DynamicCache, StaticCache])
+def test_a_decoding_step_runs_the_same_operations(cache: Any) -> None:
+    """Not one torch operation more or less than without bsfa, on the same operands."""
+
+    class Log(TorchDispatchMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.calls: list[Any] = []
+
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            shapes = [tuple(a.shape) for a in args if isinstance(a, torch.Tensor)]
+            self.calls.append((func, shapes))
+            return func(*args, **(kwargs or {}))
+
+    model = tiny_model("llama")
+    ids = tokens(1, 60)
+    length = {"max_cache_len": 80} if cache is StaticCache else {}
+    logs = []
+    for enabled in (False, True):
+        if enabled:
+            bsfa.enable(model)
+        past = cache(config=model.config, **length)
+        with torch.inference_mode():
+            model(ids, past_key_values=past)
+            with Log() as log:
+                model(ids[:, :1], past_key_values=past)
+        logs.append(log.calls)
+    assert len(logs[0]) > 20
+    assert logs[0] == logs[1]
 
 
 @pytest.mark.parametrize("length", [1, 31, 32, 33, 127, 129])
@@ -412,10 +446,10 @@ def test_an_enabled_model_saves_and_is_freed(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     assert "bsfa" not in (tmp_path / "config.json").read_text()
     key = id(model.config)
-    assert key in state._STATES
+    assert key in state.STATES
     del model
     gc.collect()
-    assert key not in state._STATES
+    assert key not in state.STATES
 
 
 def test_a_sequence_without_tokens_and_chunks_of_a_padded_batch() -> None:

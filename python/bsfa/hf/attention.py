@@ -12,9 +12,11 @@ from bsfa.errors import UnsupportedError
 from bsfa.hf import compiled, prefill
 from bsfa.hf.masks import MaskPlan, build_mask, find_plan, is_placeholder, make_plan, placeholder
 from bsfa.hf.padding import Padding
-from bsfa.hf.state import State, find_state, state_of
+from bsfa.hf.state import STATES, State, find_state, state_of
 
 NAME = "bsfa"
+
+_is_compiling = torch.compiler.is_compiling
 
 # Fewer queries than this are decoding, and stay with the attention that the model had.
 MIN_QUERIES = 32
@@ -57,7 +59,7 @@ def mask_function(**arguments: Any) -> Tensor | None:
         q_length = len(arguments["cache_position"])
     if q_length < MIN_QUERIES:
         return build_mask(previous, arguments)
-    if torch.compiler.is_compiling():
+    if _is_compiling():
         traced = compiled.traced_mask(arguments)
         if traced is not None:
             return traced
@@ -83,12 +85,14 @@ def attention_forward(
     query [batch, num_heads_q, seqlen_q, head_dim], key and value [batch, num_heads_kv, seqlen_k,
     head_dim]; returns [batch, seqlen_q, num_heads_q, head_dim_v] and, from a fallback, weights.
     """
-    state = state_of(module)
+    # Every layer of every token that is decoded comes by here: look-ups, and no more than these.
+    state = STATES.get(id(module.config)) or state_of(module)
     if query.shape[2] < MIN_QUERIES:
-        if not torch.compiler.is_compiling():  # a count in a graph would compile it anew each time
+        if not _is_compiling():  # a count in a graph would compile it anew each time
             state.decode_calls += 1
-        return state.previous_function(module)(module, query, key, value, attention_mask, **kwargs)
-    if not torch.compiler.is_compiling():
+        function = state.functions.get(type(module)) or state.previous_function(module)
+        return function(module, query, key, value, attention_mask, **kwargs)
+    if not _is_compiling():
         return _prefill(state, module, query, key, value, attention_mask, kwargs)
     if (
         state.traceable

@@ -133,11 +133,12 @@ class State:
         self._layers: dict[int, tuple[str, str | None, Tensor | None, Tensor | None]] = {}
         self._fallbacks: Counter[str] = Counter()
         self._warned: set[str] = set()
-        self._functions: dict[type, Callable[..., Any]] = {}
+        self.functions: dict[type, Callable[..., Any]] = {}
+        """The attention function that modules of a class would have called, once looked up."""
 
     def previous_function(self, module: nn.Module) -> Callable[..., Any]:
         """The attention function that the module would have called."""
-        function = self._functions.get(type(module))
+        function = self.functions.get(type(module))
         if function is None:
             eager: Any = None
             for base in type(module).__mro__:  # each model defines its own beside its layers
@@ -148,7 +149,7 @@ class State:
                 raise UnsupportedError(
                     f"{type(module).__name__} had attention {self.previous!r}, which is not found"
                 )
-            self._functions[type(module)] = function
+            self.functions[type(module)] = function
         return function
 
     def warn_once(self, what: str) -> None:
@@ -226,24 +227,24 @@ def module_of(number: int, layer: int) -> tuple[State, nn.Module]:
 
 
 # By identity of the (text) configuration, which attention layers and masks both have at hand.
-_STATES: dict[int, State] = {}
+STATES: dict[int, State] = {}
 
 
 def find_state(config: Any) -> State | None:
     """The state of an enabled model, if it is one."""
-    return _STATES.get(id(config))
+    return STATES.get(id(config))
 
 
 def put_state(config: Any, state: State) -> None:
     """Makes the state known to the layers of this configuration."""
-    if id(config) not in _STATES:
-        weakref.finalize(config, _STATES.pop, id(config), None)
-    _STATES[id(config)] = state
+    if id(config) not in STATES:
+        weakref.finalize(config, STATES.pop, id(config), None)
+    STATES[id(config)] = state
 
 
 def drop_state(config: Any) -> None:
     """Forgets the state."""
-    _STATES.pop(id(config), None)
+    STATES.pop(id(config), None)
 
 
 def environment() -> tuple[str | None, str | None, int | None]:

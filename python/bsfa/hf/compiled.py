@@ -17,6 +17,9 @@ from transformers import masking_utils
 from bsfa.hf.masks import make_plan, placeholder, window_of
 from bsfa.hf.state import State, module_of
 
+# Older versions of torch cannot look into a closure that is made while they trace.
+FOLLOWS_CLOSURES = torch.__version__ >= "2.14"  # as versions, not as strings
+
 _eager_prefill: Callable[..., tuple[Tensor, Tensor | None]]
 
 
@@ -124,7 +127,10 @@ def traced_mask(arguments: dict[str, Any]) -> Tensor | None:
     None if it is of another kind: such a mask breaks the graph once a forward pass.
     """
     attention_mask = arguments.get("attention_mask")
-    recognised, window = window_of(arguments["mask_function"])
+    function = arguments["mask_function"]
+    if not (FOLLOWS_CLOSURES or function is masking_utils.causal_mask_function):
+        return None
+    recognised, window = window_of(function)
     if (
         not recognised
         or "cache_position" in arguments

@@ -9,22 +9,29 @@
 
 namespace bsfa::cuda::sm90 {
 
-// A CTA is two streams of tiles that share nothing but the multiprocessor: each has a consumer
-// warpgroup, which holds all 128 rows of its tile, and producer warps of its own.
-inline constexpr int kStreams = 2;
+// A CTA is some streams of tiles that share nothing but the multiprocessor: each has a consumer
+// warpgroup, which holds all 128 rows of its tile, and a producer thread of its own. The first
+// warpgroup is that of the producers.
 inline constexpr int kWarpgroup = 128;
 inline constexpr int kConsumerWarps = kWarpgroup / 32;
-inline constexpr int kThreads = kStreams * kWarpgroup + kWarpgroup;
-// 168 registers a thread at launch, redistributed: 240 * 256 + 24 * 128 = 168 * 384.
-inline constexpr int kConsumerRegisters = 240;
 inline constexpr int kProducerRegisters = 24;
+
+// Block maxima are written so many at a time.
+inline constexpr int kMaxima = 16;
 
 template <int kHeadDim>
 struct Config {
   static_assert(kHeadDim == 64 || kHeadDim == 128);
   static constexpr int kChunks = kHeadDim / 64;  // 128-byte columns of a row
-  static constexpr int kStagesK = kHeadDim == 128 ? 3 : 6;
-  static constexpr int kStagesV = kHeadDim == 128 ? 2 : 4;
+  // As many as registers allow. At launch all threads have the same number of these; what the
+  // producers give up, the consumers take.
+  static constexpr int kStreams = kHeadDim == 128 ? 2 : 3;
+  static constexpr int kThreads = (kStreams + 1) * kWarpgroup;
+  static constexpr int kLaunchRegisters = 65536 / kThreads / 8 * 8;
+  static constexpr int kConsumerRegisters =
+      (kLaunchRegisters * (kStreams + 1) - kProducerRegisters) / kStreams / 8 * 8;
+  static constexpr int kStagesK = kHeadDim == 128 ? 3 : 4;
+  static constexpr int kStagesV = kHeadDim == 128 ? 2 : 3;
   static constexpr int kBlockBytes = kBlockN * kHeadDim * 2;
   static constexpr int kQBytes = kBlockM * kHeadDim * 2;
 };
@@ -46,13 +53,13 @@ struct StreamState {
   std::uint64_t k_full[C::kStagesK], k_empty[C::kStagesK];
   std::uint64_t v_full[C::kStagesV], v_empty[C::kStagesV];
   std::uint64_t tile_full[2], tile_empty[2];
-  alignas(16) int block_max[2][kConsumerWarps];  // of the warps' rows, as ordered integers
+  alignas(16) int block_max[2][kMaxima][kConsumerWarps];  // of warps' rows, as ordered integers
 };
 
 template <int kHeadDim>
 struct SharedStorage {
-  Stream<kHeadDim> stream[kStreams];
-  StreamState<kHeadDim> state[kStreams];
+  Stream<kHeadDim> stream[Config<kHeadDim>::kStreams];
+  StreamState<kHeadDim> state[Config<kHeadDim>::kStreams];
 };
 
 // Where a ring of stages stands: which one is next, and the parity of its barrier's phase.

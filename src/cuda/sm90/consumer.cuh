@@ -12,8 +12,8 @@
 //
 // Everything that a gate decision needs is in one warpgroup, so a vote is one barrier of 128
 // threads, and nothing waits for another warpgroup. Each chain of scores, vote, exponentials and
-// P V is serial; the tensor cores are kept busy by the other stream of the multiprocessor, which is
-// elsewhere in its own.
+// P V is serial; the tensor cores are kept busy by the other streams of the multiprocessor, which
+// are elsewhere in their own.
 
 namespace bsfa::cuda::sm90 {
 
@@ -79,7 +79,8 @@ struct Consumer {
   int plain_begin, plain_end;
   float threshold;
   int kept_blocks;
-  float* max_row;  // block maxima of the tile
+  float* max_row;       // block maxima of the tile
+  float block_largest;  // of this thread's scores of the block, where block maxima are asked for
 
   __device__ __forceinline__ int thread() const { return threadIdx.x % kWarpgroup; }
   __device__ __forceinline__ bool leader() const { return threadIdx.x % 32 == 0; }
@@ -208,9 +209,7 @@ struct Consumer {
     } else {
       if (!plain) mask(n);
       if constexpr (kForm == Form::kCalibrating) {
-        float mine = largest();
-        if (!plain) mine = largest_present();
-        write_block_maximum(n, mine);
+        block_largest = plain ? largest() : largest_present();
       }
       // Always true, which the compiler must not know: with one path through the loop it fails to
       // give scores and probabilities the same registers, and serialises all products.
@@ -239,16 +238,22 @@ struct Consumer {
                 tile.q_block * p.mask_stride[2] + n * p.mask_stride[3]] = kept ? 1 : 0;
   }
 
-  __device__ __forceinline__ void write_block_maximum(int n, float mine) {
-    int* slots = state.block_max[parity];
-    parity ^= 1;
-    const int of_warp = __reduce_max_sync(0xffffffffu, ordered_bits(mine));
-    if (leader()) slots[thread() / 32] = of_warp;
+  // Notes the largest score of block n, and writes those of the last blocks where kMaxima of them,
+  // or all that the tile has, are there.
+  __device__ __forceinline__ void note_block_maximum(int n) {
+    const int of_warp = __reduce_max_sync(0xffffffffu, ordered_bits(block_largest));
+    const int slot = n % kMaxima;
+    if (leader()) state.block_max[parity][slot][thread() / 32] = of_warp;
+    if (slot != 0 && n != n_begin) return;
     barrier_sync(1 + stream, kWarpgroup);
-    if (thread() != 0) return;
-    const int4 all = *reinterpret_cast<const int4*>(slots);
-    const int best = max(max(all.x, all.y), max(all.z, all.w));
-    max_row[n * args.params.max_stride[3]] = from_ordered_bits(best) * args.params.softmax_scale;
+    const int block = n - slot + thread();
+    if (thread() >= slot && thread() < kMaxima && block < n_end) {
+      const int4 all = *reinterpret_cast<const int4*>(state.block_max[parity][thread()]);
+      const int best = max(max(all.x, all.y), max(all.z, all.w));
+      max_row[block * args.params.max_stride[3]] =
+          from_ordered_bits(best) * args.params.softmax_scale;
+    }
+    parity ^= 1;
   }
 
   // Moves the references of the softmax where the maxima have outgrown them.
@@ -318,6 +323,7 @@ struct Consumer {
     exponentiate(0);
     wait_values(n);
     issue_values(0);
+    if constexpr (kForm == Form::kCalibrating) note_block_maximum(n);
     exponentiate(1);
     if (n > n_begin) {
       if constexpr (!kAhead) wait_keys();

@@ -9,7 +9,7 @@
 
 namespace bsfa::cuda::sm90 {
 
-template <Form kForm, int kHeadDim>
+template <int kHeadDim>
 __device__ __forceinline__ void init_barriers(StreamState<kHeadDim>& state) {
   using C = Config<kHeadDim>;
   mbarrier_init(&state.q_full, 1);
@@ -22,16 +22,16 @@ __device__ __forceinline__ void init_barriers(StreamState<kHeadDim>& state) {
     mbarrier_init(&state.v_full[i], 1);
     mbarrier_init(&state.v_empty[i], kConsumerWarps);
   }
-  // Tiles are read by the consumers and, where it has work, the V warp.
   for (int i = 0; i < 2; ++i) {
     mbarrier_init(&state.tile_full[i], 1);
-    mbarrier_init(&state.tile_empty[i], kConsumerWarps + (kForm == Form::kGated ? 0 : 1));
+    mbarrier_init(&state.tile_empty[i], kConsumerWarps);
   }
 }
 
 template <typename T, Form kForm, int kHeadDim>
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(Config<kHeadDim>::kThreads, 1)
     attention_kernel(const __grid_constant__ Arguments args) {
+  using C = Config<kHeadDim>;
   extern __shared__ std::uint8_t raw[];
   auto& shared =
       *reinterpret_cast<SharedStorage<kHeadDim>*>(raw + (1024 - shared_address(raw) % 1024) % 1024);
@@ -41,23 +41,18 @@ __global__ void __launch_bounds__(kThreads, 1)
     prefetch_tensor_map(&args.q);
     prefetch_tensor_map(&args.k);
     prefetch_tensor_map(&args.v);
-    for (int i = 0; i < kStreams; ++i) init_barriers<kForm>(shared.state[i]);
+    for (int i = 0; i < C::kStreams; ++i) init_barriers(shared.state[i]);
     fence_mbarrier_init();
   }
   __syncthreads();
 
   if (warp < kWarpgroup / 32) {
     release_registers<kProducerRegisters>();
-    const int stream = warp % kStreams;
-    if (threadIdx.x % 32 == 0) {
-      if (warp < kStreams) {
-        load_queries_and_keys<kForm>(args, shared.stream[stream], shared.state[stream], stream);
-      } else if (kForm != Form::kGated) {
-        load_values(args, shared.stream[stream], shared.state[stream]);
-      }
+    if (threadIdx.x % 32 == 0 && warp < C::kStreams) {
+      produce<kForm>(args, shared.stream[warp], shared.state[warp], warp);
     }
   } else {
-    acquire_registers<kConsumerRegisters>();
+    acquire_registers<C::kConsumerRegisters>();
     const int stream = static_cast<int>(uniform(warp / (kWarpgroup / 32) - 1));
     Consumer<T, kForm, kHeadDim> consumer{args, shared.stream[stream], shared.state[stream],
                                           stream};

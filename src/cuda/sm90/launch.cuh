@@ -11,14 +11,15 @@ namespace bsfa::cuda::sm90 {
 
 template <typename T, Form kForm, int kHeadDim>
 Status launch_attention(const Arguments& arguments, int multiprocessors, cudaStream_t stream) {
+  using C = Config<kHeadDim>;
   constexpr int kBytes = sizeof(SharedStorage<kHeadDim>) + 1024;  // to align the start
   const auto kernel = attention_kernel<T, kForm, kHeadDim>;
   BSFA_RETURN_IF_ERROR(
       check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
             "shared memory of the sm90 kernel"));
   const int tiles = total_tiles(arguments.params);
-  const int blocks = std::min((tiles + kStreams - 1) / kStreams, multiprocessors);
-  kernel<<<blocks, kThreads, kBytes, stream>>>(arguments);
+  const int blocks = std::min((tiles + C::kStreams - 1) / C::kStreams, multiprocessors);
+  kernel<<<blocks, C::kThreads, kBytes, stream>>>(arguments);
   return check(cudaGetLastError(), "launch of the sm90 kernel");
 }
 

@@ -4,87 +4,93 @@
 #include "cuda/scheduler/tile.cuh"
 #include "cuda/sm90/config.cuh"
 
-// The producer warps of a stream, one thread each: one hands out tiles and loads Q and K; the other
-// loads V, except in the gated form, where the consumer asks for V when it knows that it wants it.
+// The producer of a stream, one thread: hands out tiles and loads Q, K and V, except that in the
+// gated form the consumer asks for V when it knows that it wants it.
 
 namespace bsfa::cuda::sm90 {
 
+// Loads K of a block, or V, to the next stage of its ring when that is free.
+template <int kBytes, int kStages>
+__device__ __forceinline__ void load_block(std::uint8_t (&stages)[kStages][kBytes],
+                                           std::uint64_t (&full)[kStages],
+                                           std::uint64_t (&empty)[kStages],
+                                           RingPosition<kStages>& ring, const CUtensorMap* map,
+                                           const Tile& tile, int n) {
+  mbarrier_wait(&empty[ring.stage], ring.phase ^ 1);
+  mbarrier_arrive_expect(&full[ring.stage], kBytes);
+  copy_box(stages[ring.stage], map, &full[ring.stage], 0, tile.k_row + n * kBlockN, 0, tile.kv_head,
+           tile.batch);
+  ring.advance();
+}
+
 template <Form kForm, int kHeadDim>
-__device__ __forceinline__ void load_queries_and_keys(const Arguments& args, Stream<kHeadDim>& data,
-                                                      StreamState<kHeadDim>& state, int stream) {
+__device__ __forceinline__ void produce(const Arguments& args, Stream<kHeadDim>& data,
+                                        StreamState<kHeadDim>& state, int stream) {
   using C = Config<kHeadDim>;
+  // V follows K so many blocks later: K of the next scores is what is waited for first.
+  constexpr int kLag = 2;
+  constexpr int kDrawAhead = 6;
   const KernelParams& p = args.params;
   const int tiles = total_tiles(p);
   int index = blockIdx.x + stream * gridDim.x;
-  // The next tile that has rows.
-  const auto draw = [&]() {
-    Tile tile;
-    tile.sequence = -1;
-    while (index < tiles) {
-      tile = tile_at<kForm == Form::kGated>(p, index);
-      index = kStreams * gridDim.x + atomicAdd(p.tile_counter, 1);
-      if (tile.sequence >= 0) break;
-    }
-    return tile;
-  };
+  bool first = true;
   int slot = 0;
   std::uint32_t tile_phase = 1;
-  const auto publish = [&](const Tile& tile) {
+  // Hands out the next tile that has rows, or the end; false at the end. It is drawn when few
+  // blocks of the one before are left: streams that draw earlier get unequal shares.
+  const auto publish_next = [&]() {
+    Tile tile;
+    tile.sequence = -1;
+    do {
+      if (!first) index = C::kStreams * gridDim.x + atomicAdd(p.tile_counter, 1);
+      first = false;
+      if (index < tiles) tile = tile_at<kForm == Form::kGated>(p, index);
+    } while (index < tiles && tile.sequence < 0);
     mbarrier_wait(&state.tile_empty[slot], tile_phase);
     state.tile[slot] = tile;
     mbarrier_arrive(&state.tile_full[slot]);
     tile_phase ^= slot;
     slot ^= 1;
+    return tile.sequence >= 0;
   };
 
-  RingPosition<C::kStagesK> ring;
+  RingPosition<C::kStagesK> k_ring;
+  RingPosition<C::kStagesV> v_ring;
   std::uint32_t q_phase = 1;
-  for (Tile tile = draw();; tile = draw()) {
-    publish(tile);
-    if (tile.sequence < 0) break;
-    // The first keys may be loaded before the last tile is done with its Q.
-    const int n_q = max(tile.n_end - C::kStagesK, tile.n_begin);
-    for (int n = tile.n_end - 1; n >= tile.n_begin; --n) {
-      mbarrier_wait(&state.k_empty[ring.stage], ring.phase ^ 1);
-      mbarrier_arrive_expect(&state.k_full[ring.stage], C::kBlockBytes);
-      copy_box(data.k[ring.stage], &args.k, &state.k_full[ring.stage], 0, tile.k_row + n * kBlockN,
-               0, tile.kv_head, tile.batch);
-      ring.advance();
-      if (n == n_q) {
-        mbarrier_wait(&state.q_empty, q_phase);
-        q_phase ^= 1;
-        mbarrier_arrive_expect(&state.q_full, C::kQBytes);
-        copy_box(data.q, &args.q, &state.q_full, 0, tile.q_row, 0, tile.head, tile.batch);
-      }
-    }
-  }
-}
-
-template <int kHeadDim>
-__device__ __forceinline__ void load_values(const Arguments& args, Stream<kHeadDim>& data,
-                                            StreamState<kHeadDim>& state) {
-  using C = Config<kHeadDim>;
-  RingPosition<C::kStagesV> ring;
-  int slot = 0;
-  std::uint32_t phase = 0;
+  const Tile* tile = nullptr;  // read from there: this thread has few registers
+  int n = 0;
   for (;;) {
-    mbarrier_wait(&state.tile_full[slot], phase);
-    const Tile& tile = state.tile[slot];
-    const int end = tile.sequence < 0 ? -1 : tile.n_end;
-    const int begin = tile.n_begin;
-    const int k_row = tile.k_row;
-    const int kv_head = tile.kv_head;
-    const int batch = tile.batch;
-    mbarrier_arrive(&state.tile_empty[slot]);
-    if (end < 0) return;
-    phase ^= slot;
-    slot ^= 1;
-    for (int n = end - 1; n >= begin; --n) {
-      mbarrier_wait(&state.v_empty[ring.stage], ring.phase ^ 1);
-      mbarrier_arrive_expect(&state.v_full[ring.stage], C::kBlockBytes);
-      copy_box(data.v[ring.stage], &args.v, &state.v_full[ring.stage], 0, k_row + n * kBlockN, 0,
-               kv_head, batch);
-      ring.advance();
+    const Tile* const next = &state.tile[slot];
+    const bool more = publish_next();
+    // The last blocks of the tile under way, then the first of the next.
+#pragma unroll 1
+    for (int part = 0; part < 2; ++part) {
+      int stop = 0;
+      if (part == 0) {
+        if (tile == nullptr) continue;
+        stop = kForm == Form::kGated ? tile->n_begin : tile->n_begin - kLag;
+      } else {
+        if (!more) return;
+        tile = next;
+        n = tile->n_end - 1;
+        stop = min(tile->n_begin + kDrawAhead, n + 1);
+      }
+#pragma unroll 1
+      for (; n >= stop; --n) {
+        if (n >= tile->n_begin) {
+          load_block(data.k, state.k_full, state.k_empty, k_ring, &args.k, *tile, n);
+        }
+        // The first keys may be loaded before the last tile is done with its Q.
+        if (n == max(tile->n_end - kLag, tile->n_begin)) {
+          mbarrier_wait(&state.q_empty, q_phase);
+          q_phase ^= 1;
+          mbarrier_arrive_expect(&state.q_full, C::kQBytes);
+          copy_box(data.q, &args.q, &state.q_full, 0, tile->q_row, 0, tile->head, tile->batch);
+        }
+        if (kForm != Form::kGated && n + kLag < tile->n_end) {
+          load_block(data.v, state.v_full, state.v_empty, v_ring, &args.v, *tile, n + kLag);
+        }
+      }
     }
   }
 }

@@ -51,6 +51,9 @@ struct Consumer {
   // last are computed. That shortens the way from a vote to the next products; without a vote the
   // registers that it takes cost more.
   static constexpr bool kAhead = kForm == Form::kGated;
+  // Whether the first half's scores are voted on while the second half's are computed: a block that
+  // they keep needs no vote after. With three streams a second vote costs more than it saves.
+  static constexpr bool kVotesTwice = kForm == Form::kGated && kHeadDim == 128;
 
   const Arguments& args;
   Stream<kHeadDim>& data;
@@ -79,6 +82,7 @@ struct Consumer {
   int plain_begin, plain_end;
   float threshold;
   int kept_blocks;
+  bool decided;         // that the block is kept, by its first half's scores
   float* max_row;       // block maxima of the tile
   float block_largest;  // of this thread's scores of the block, where block maxima are asked for
 
@@ -112,8 +116,13 @@ struct Consumer {
     wgmma_commit();
   }
 
-  // Waits for the scores half by half, and finds the maxima of their rows.
-  __device__ __forceinline__ void receive_scores(bool last) {
+  __device__ __forceinline__ bool is_plain(int n) const {
+    return n >= plain_begin && n < plain_end;
+  }
+
+  // Waits for the scores of block n half by half, and finds the maxima of their rows.
+  __device__ __forceinline__ void receive_scores(int n) {
+    const bool last = n == n_begin;
     const int stage = k_ring.stage;
     if constexpr (kAhead) {
       k_ring.advance();
@@ -122,6 +131,9 @@ struct Consumer {
     wgmma_wait<1>();
     pin_registers(s[0]);
     row_maxima(s[0], maximum[0]);
+    if constexpr (kVotesTwice) {
+      decided = vote(is_plain(n) && above_threshold(largest(0), threshold));
+    }
     wgmma_wait<0>();
     pin_registers(s[1]);
     if (leader()) {
@@ -135,11 +147,11 @@ struct Consumer {
     row_maxima(s[1], maximum[1]);
   }
 
-  __device__ __forceinline__ void compute_scores(bool last) {
+  __device__ __forceinline__ void compute_scores(int n) {
     if constexpr (!kAhead) wait_keys();
     issue_scores(0);
     issue_scores(1);
-    receive_scores(last);
+    receive_scores(n);
   }
 
   // Of a block that not all rows see whole: what a row does not see becomes -inf.
@@ -168,9 +180,10 @@ struct Consumer {
   }
 
   // The largest of the block's scores in this thread's rows.
-  __device__ __forceinline__ float largest() const {
-    return max_nan(max_nan(maximum[0][0], maximum[0][1]), max_nan(maximum[1][0], maximum[1][1]));
+  __device__ __forceinline__ float largest(int half) const {
+    return max_nan(maximum[half][0], maximum[half][1]);
   }
+  __device__ __forceinline__ float largest() const { return max_nan(largest(0), largest(1)); }
 
   // The same of a tile that has rows which are not present.
   __device__ __forceinline__ float largest_present() const {
@@ -188,11 +201,13 @@ struct Consumer {
 
   // Whether block n is kept: a vote of all rows. V of a block that is kept is asked for at once.
   __device__ __forceinline__ bool decide(int n) {
-    const bool plain = n >= plain_begin && n < plain_end;
+    const bool plain = is_plain(n);
     if constexpr (kForm == Form::kGated) {
-      bool kept;
-      if (plain) {
-        kept = vote(above_threshold(largest(), threshold));
+      bool kept = kVotesTwice && decided;
+      if (kept) {
+        // By the first half's scores already.
+      } else if (plain) {
+        kept = vote(above_threshold(kVotesTwice ? largest(1) : largest(), threshold));
       } else {
         const Tile& tile = state.tile[tile_slot];
         const BlockRange full = full_blocks(tile);
@@ -335,7 +350,7 @@ struct Consumer {
       receive_values(1);
       release_values();
       issue_scores(1);
-      receive_scores(n - 1 == n_begin);
+      receive_scores(n - 1);
     } else {
       issue_values(1);
       wgmma_wait<0>();
@@ -391,12 +406,12 @@ struct Consumer {
     mbarrier_wait(&state.q_full, q_phase);
     q_phase ^= 1;
     if constexpr (kAhead) wait_keys();
-    compute_scores(n_end - 1 == n_begin);
+    compute_scores(n_end - 1);
     for (int n = n_end - 1; n >= n_begin; --n) {
       if (decide(n)) {
         attend(n);
       } else if (n > n_begin) {
-        compute_scores(n - 1 == n_begin);
+        compute_scores(n - 1);
       }
     }
     if constexpr (kForm == Form::kGated) {

@@ -113,7 +113,8 @@ def _heat_maps(analysis: Analysis) -> list[Picture]:
                 Picture(
                     "density",
                     _file_name("density-by-head", length, budget),
-                    f"Mean over the prompts of {len(of_budget)} tasks.",
+                    f"Mean over the prompts of {len(of_budget)} "
+                    f"{'task' if len(of_budget) == 1 else 'tasks'}.",
                     partial(
                         plots.density_heat_map,
                         f"threshold, budget {budget}, {length:,} tokens",

@@ -21,17 +21,11 @@ import time
 
 import torch
 import torch.nn.functional as F
-import transformers
+from common import setting, synchronize
 
 import bsfa
 from bsfa.calibration import read_samples
 from bsfa.cli.common import load_model
-
-
-def synchronize(device):
-    """Waits for the device, if there is one."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def clock(device, function):
@@ -185,9 +179,7 @@ def main():
     texts = windows(tokenizer, options.test_on, options.tokens, options.texts)
     result = {
         "model": options.model.split("/")[-1],
-        "card": torch.cuda.get_device_name() if model.device.type == "cuda" else "cpu",
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        **setting(model.device),
         "dtype": options.dtype,
         "tokens": options.tokens,
         "texts": len(texts),

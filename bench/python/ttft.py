@@ -23,6 +23,7 @@ import time
 import torch
 import torch.nn.functional as F
 import transformers
+from common import LLAMA_8B, setting, synchronize
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface
 
@@ -34,12 +35,7 @@ CONTESTANTS = ("flash2", "cudnn", "dense", *(f"gated {d}" for d in DENSITIES))
 # Ordered so that whatever a time limit cuts off is missed least: at least so many samples each.
 STAGES = "8192:10,32768:4,131072:1,16384:10,65536:1,131072:3,32768:10,65536:3"
 SHAPE = {
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "vocab_size": 128256,
+    **LLAMA_8B,
     "max_position_embeddings": 131072,
     "rms_norm_eps": 1e-5,
     "rope_parameters": {
@@ -125,12 +121,6 @@ def budget_for(density, length):
     )
 
 
-def synchronize(model):
-    """Waits for the device, if there is one."""
-    if model.device.type == "cuda":
-        torch.cuda.synchronize()
-
-
 def attend_by(model, contestant, table, length):
     """Switches the model; not timed."""
     if contestant in PEERS:
@@ -151,7 +141,7 @@ def sample(model, contestant, table, ids):
     _events.clear()
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
-    synchronize(model)
+    synchronize(model.device)
     begin = time.perf_counter()
     result = model(ids, use_cache=True, logits_to_keep=1)
     token = int(result.logits[0, -1].argmax())  # waits for the device
@@ -192,7 +182,7 @@ def calibrated(model, lengths, report):
     """One dense pass over random tokens of the greatest length, for the budgets of all lengths."""
     budgets = sorted({budget_for(d, n) for n in lengths for d in DENSITIES})
     longest = max(lengths)
-    synchronize(model)
+    synchronize(model.device)
     begin = time.perf_counter()
     table = bsfa.calibrate(model, [prompt(model, longest, seed=1)[0].cpu()], budgets=budgets)
     seconds = time.perf_counter() - begin
@@ -281,17 +271,11 @@ def measure(options):
             file.flush()
             print(json.dumps(line), file=sys.stderr, flush=True)
 
-        on_gpu = options.device == "cuda"
         register(options.device)
         model = make_model(options.device, options.layers)
         report(
             {
-                "start": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                "card": torch.cuda.get_device_name() if on_gpu else "cpu",
-                "torch": torch.__version__,
-                "transformers": transformers.__version__,
-                "bsfa": bsfa.__version__,
-                "cudnn": torch.backends.cudnn.version() if on_gpu else None,
+                **setting(model.device),
                 "layers": options.layers,
                 "made_model_seconds": time.monotonic() - start,
             }

@@ -29,6 +29,7 @@ __device__ __forceinline__ void produce(const Arguments& args, Stream<kHeadDim>&
   using C = Config<kHeadDim>;
   // V follows K so many blocks later: K of the next scores is what is waited for first.
   constexpr int kLag = 2;
+  // Blocks left when the next tile is drawn: enough to hide that, however few of them are kept.
   constexpr int kDrawAhead = 6;
   const KernelParams& p = args.params;
   const int tiles = total_tiles(p);

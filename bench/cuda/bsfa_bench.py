@@ -37,7 +37,7 @@ def make_call(q, k, v, out, causal=True, **optional):
     """A call that can be repeated: [1, seqlen, heads, head_dim] contiguous tensors."""
     global _workspace
     if _workspace is None:
-        _workspace = torch.empty(65536, dtype=torch.uint8, device="cuda")
+        _workspace = torch.empty(16 << 20, dtype=torch.uint8, device="cuda")
     call = BenchCall(
         q=q.data_ptr(), k=k.data_ptr(), v=v.data_ptr(), out=out.data_ptr(),
         workspace=_workspace.data_ptr(), stream=torch.cuda.current_stream().cuda_stream,

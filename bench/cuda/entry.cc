@@ -26,7 +26,7 @@ struct BenchCall {
   std::int64_t* visible_blocks;  // likewise
   float* block_max;              // [heads_q, q blocks, kv blocks] or null
   void* stream;
-  void* workspace;  // 64 KB
+  void* workspace;  // 16 MB
   std::int64_t seqlen;
   std::int64_t heads_q;
   std::int64_t heads_kv;
@@ -72,7 +72,7 @@ __attribute__((visibility("default"))) int bench_attention(const BenchCall* call
     params.backend = backend;
     params.stream = call->stream;
     params.workspace = call->workspace;
-    params.workspace_bytes = 65536;
+    params.workspace_bytes = 16 << 20;
     attention_forward(params);
     return 0;
   } catch (const std::exception& error) {

@@ -109,9 +109,34 @@ __device__ __forceinline__ void copy_box(void* destination, const CUtensorMap* m
       : "memory");
 }
 
+// Copies `bytes`, a multiple of 16.
+__device__ __forceinline__ void copy_bytes(void* destination, const void* source, int bytes,
+                                           std::uint64_t* barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(shared_address(destination)),
+      "l"(source), "r"(bytes), "r"(shared_address(barrier))
+      : "memory");
+}
+
 // Orders this thread's ordinary shared-memory stores before later reads by tensor cores and copies.
 __device__ __forceinline__ void fence_async_proxy() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+// --- threads of a warp ---
+
+// True in one thread of a warp, the same each time. The compiler knows that it is one.
+__device__ __forceinline__ bool elect_one() {
+  int elected;
+  asm volatile(
+      "{\n"
+      ".reg .pred elected;\n"
+      "elect.sync _|elected, 0xffffffff;\n"
+      "selp.s32 %0, 1, 0, elected;\n"
+      "}\n"
+      : "=r"(elected));
+  return elected != 0;
 }
 
 // --- registers ---

@@ -10,10 +10,15 @@ namespace bsfa::cuda::sm90 {
 inline constexpr int kBlockM = 128;
 inline constexpr int kBlockN = 64;
 
+// A tile in the list of them, see tile_list.cuh.
+struct ListedTile;
+inline constexpr int kListedTileBytes = 80;
+
 // Kernel argument.
 struct Arguments {
   CUtensorMap q, k, v;  // [64 columns, row, chunk, head, batch]
   KernelParams params;
+  ListedTile* tiles;  // workspace: all tiles, in the order in which they are worked on
 };
 
 }  // namespace bsfa::cuda::sm90

@@ -21,7 +21,7 @@ namespace {
 using namespace cuda;
 using namespace cuda::sm90;
 
-constexpr std::size_t kWorkspaceBytes = 256;  // the tile counter, on a line of its own
+constexpr std::size_t kCounterBytes = 256;  // the tile counter, on lines of its own
 
 bool available() { return any_device(9, 0); }
 
@@ -70,7 +70,9 @@ Status plan(const Problem& problem, AttentionPlan* plan) {
   plan->kernel = text(forms[static_cast<int>(form_of(problem))], " ", kBlockM, "x", kBlockN, "x",
                       problem.head_dim, ", TMA and wgmma");
   plan->compute = dtype_name(problem.q.dtype);
-  plan->workspace_bytes = kWorkspaceBytes;
+  const auto tiles = static_cast<std::size_t>(problem.sequences.num_sequences) *
+                     static_cast<std::size_t>(problem.num_heads_q * problem.q_blocks);
+  plan->workspace_bytes = kCounterBytes + tiles * kListedTileBytes;
   return {};
 }
 
@@ -101,6 +103,10 @@ Status run(const Problem& problem) {
   if (problem.sequences.num_sequences == 0) return {};
   BSFA_RETURN_IF_ERROR(prepare(prepare_params(problem, arguments.params), stream));
   if (problem.q_blocks == 0) return {};
+
+  arguments.tiles =
+      reinterpret_cast<ListedTile*>(static_cast<char*>(problem.workspace) + kCounterBytes);
+  BSFA_RETURN_IF_ERROR(list_tiles(arguments, form, stream));
 
   // Without keys nothing is ever copied, but a map must describe something.
   const bool no_keys = problem.k.data == nullptr || problem.k.shape[1] == 0;

@@ -2,64 +2,90 @@
 
 #include <cstdint>
 
-#include "cuda/scheduler/tile.cuh"
 #include "cuda/sm90/arguments.hpp"
+#include "cuda/sm90/tile_list.cuh"
 
 // Tile, pipeline depths and the shared-memory plan of the sm90 family.
 
 namespace bsfa::cuda::sm90 {
 
-// A CTA is some streams of tiles that share nothing but the multiprocessor: each has a consumer
-// warpgroup, which holds all 128 rows of its tile, and a producer thread of its own. The first
-// warpgroup is that of the producers.
 inline constexpr int kWarpgroup = 128;
-inline constexpr int kConsumerWarps = kWarpgroup / 32;
 inline constexpr int kProducerRegisters = 24;
 
 // Block maxima are written so many at a time.
-inline constexpr int kMaxima = 16;
+inline constexpr int kMaxima = 8;
 
-template <int kHeadDim>
+// A CTA is some streams of tiles that share nothing but the multiprocessor. The 128 rows of a tile
+// are in one warpgroup, as two halves of 64, or in two, with one half each:
+//
+// - Where nothing is voted on, two: four of them at head_dim 128, each at its own place of the
+// chain
+//   of products and exponentials, keep the tensor cores busy. The first warp of a stream loads
+//   besides; a warp of its own for that would take registers from all others.
+// - Where every block is voted on, one: two that meet at each vote would be at the same place. The
+//   others of the warpgroup would wait for a warp that loads, so each stream has a producer.
+// - At head_dim 64 there are registers for a third stream of one.
+template <Form form, int head_dim>
 struct Config {
-  static_assert(kHeadDim == 64 || kHeadDim == 128);
-  static constexpr int kChunks = kHeadDim / 64;  // 128-byte columns of a row
-  // As many as registers allow. At launch all threads have the same number of these; what the
-  // producers give up, the consumers take.
+  static_assert(head_dim == 64 || head_dim == 128);
+  static constexpr Form kForm = form;
+  static constexpr bool kGated = kForm == Form::kGated;
+  static constexpr int kHeadDim = head_dim;
+  static constexpr int kWarpgroups = kHeadDim == 128 && !kGated ? 2 : 1;  // of a stream
+  static constexpr int kHalves = 2 / kWarpgroups;                         // of a warpgroup
   static constexpr int kStreams = kHeadDim == 128 ? 2 : 3;
-  static constexpr int kThreads = (kStreams + 1) * kWarpgroup;
+  static constexpr int kStreamThreads = kWarpgroups * kWarpgroup;
+  static constexpr int kStreamWarps = kStreamThreads / 32;
+  static constexpr bool kProducers = kWarpgroups == 1;  // in a warpgroup after those of the streams
+  static constexpr int kThreads = kStreams * kStreamThreads + (kProducers ? kWarpgroup : 0);
+  // At launch all threads have the same number of registers; what the producers give up, the others
+  // take.
   static constexpr int kLaunchRegisters = 65536 / kThreads / 8 * 8;
-  static constexpr int kConsumerRegisters =
+  static constexpr int kRegisters =
       (kLaunchRegisters * (kStreams + 1) - kProducerRegisters) / kStreams / 8 * 8;
-  static constexpr int kStagesK = kHeadDim == 128 ? 3 : 4;
-  static constexpr int kStagesV = kHeadDim == 128 ? 2 : 3;
+
+  static constexpr int kChunks = kHeadDim / 64;  // 128-byte columns of a row
+  // Values of a block that is gated are asked for when all are done with the last.
+  static constexpr int kStagesV = kGated ? 1 : kHeadDim == 128 ? 2 : 3;
+  static constexpr int kStagesK = (kHeadDim == 128 ? 5 : 7) - kStagesV;
   static constexpr int kBlockBytes = kBlockN * kHeadDim * 2;
   static constexpr int kQBytes = kBlockM * kHeadDim * 2;
 };
 
 // Operand tiles are [64-column chunk][row][128 bytes], swizzled, as the copy engine writes them.
-template <int kHeadDim>
+template <typename C>
 struct Stream {
-  using C = Config<kHeadDim>;
   alignas(1024) std::uint8_t q[C::kQBytes];
   alignas(1024) std::uint8_t k[C::kStagesK][C::kBlockBytes];
   alignas(1024) std::uint8_t v[C::kStagesV][C::kBlockBytes];
 };
 
-template <int kHeadDim>
+// Whether the tile after the one worked on is drawn, and what of it is asked for already.
+struct alignas(16) NextTile {
+  int drawn = 0;
+  int queries = 0;
+  int keys = 0;
+  int values = 0;
+};
+
+template <typename C>
 struct StreamState {
-  using C = Config<kHeadDim>;
-  Tile tile[2];
+  ListedTile tile[2];  // the one worked on, and the next
+  NextTile next;       // where there are no producers
+  int kept_blocks;     // of the tile
+  // A block's k_empty says that all warps have its scores, and so are done with the values of the
+  // one before. The other *_empty are for producers.
   std::uint64_t q_full, q_empty;
   std::uint64_t k_full[C::kStagesK], k_empty[C::kStagesK];
   std::uint64_t v_full[C::kStagesV], v_empty[C::kStagesV];
   std::uint64_t tile_full[2], tile_empty[2];
-  alignas(16) int block_max[2][kMaxima][kConsumerWarps];  // of warps' rows, as ordered integers
+  alignas(16) int block_max[2][kMaxima][C::kStreamWarps];  // of warps' rows, as ordered integers
 };
 
-template <int kHeadDim>
+template <typename C>
 struct SharedStorage {
-  Stream<kHeadDim> stream[Config<kHeadDim>::kStreams];
-  StreamState<kHeadDim> state[Config<kHeadDim>::kStreams];
+  Stream<C> stream[C::kStreams];
+  StreamState<C> state[C::kStreams];
 };
 
 // Where a ring of stages stands: which one is next, and the parity of its barrier's phase.
@@ -67,6 +93,11 @@ template <int kStages>
 struct RingPosition {
   int stage = 0;
   std::uint32_t phase = 0;
+  // The stage before this one.
+  __device__ __forceinline__ int before() const { return stage == 0 ? kStages - 1 : stage - 1; }
+  __device__ __forceinline__ std::uint32_t phase_before() const {
+    return stage == 0 ? phase ^ 1 : phase;
+  }
   __device__ __forceinline__ void advance() {
     if (++stage == kStages) {
       stage = 0;

@@ -6,87 +6,78 @@
 #include "cuda/common/ptx.cuh"
 #include "cuda/common/softmax.cuh"
 #include "cuda/sm90/config.cuh"
+#include "cuda/sm90/loader.cuh"
+#include "cuda/sm90/scores.cuh"
 #include "cuda/sm90/wgmma.cuh"
 
-// A consumer warpgroup: all 128 rows of a tile, as two halves of 64.
+// A warpgroup with the rows of a tile that are its own, see Config.
 //
-// Everything that a gate decision needs is in one warpgroup, so a vote is one barrier of 128
-// threads, and nothing waits for another warpgroup. Each chain of scores, vote, exponentials and
-// P V is serial; the tensor cores are kept busy by the other streams of the multiprocessor, which
-// are elsewhere in their own.
+// The chain of scores, vote, exponentials and P V of each half is serial; the tensor cores are kept
+// busy by the other half and the other warpgroups of the multiprocessor, which are elsewhere in
+// theirs.
 
 namespace bsfa::cuda::sm90 {
 
-// Floats as integers of the same order (NaN above all), so that a maximum is an integer one.
-__device__ __forceinline__ int ordered_bits(float value) {
-  const int bits = __float_as_int(value);
-  return bits ^ ((bits >> 31) & 0x7fffffff);
-}
-
-__device__ __forceinline__ float from_ordered_bits(int bits) {
-  return __int_as_float(bits ^ ((bits >> 31) & 0x7fffffff));
-}
-
 // Zeroes the rows of a V block from `rows` on: zero probabilities times anything must be zero. For
-// all threads of a warpgroup; ordered before its later products. Rare, so kept out of the loop.
-template <int kHeadDim>
+// all threads of a stream; ordered before its later products. Rare, so kept out of the loop.
+template <typename C>
 __device__ __forceinline__ void zero_value_rows(std::uint8_t* block, int rows, int barrier) {
   const int vectors = (kBlockN - rows) * 8;
-  for (int chunk = 0; chunk < Config<kHeadDim>::kChunks; ++chunk) {
+  for (int chunk = 0; chunk < C::kChunks; ++chunk) {
     uint4* base = reinterpret_cast<uint4*>(block + (chunk * kBlockN + rows) * 128);
-    for (int i = threadIdx.x % kWarpgroup; i < vectors; i += kWarpgroup) {
+    for (int i = threadIdx.x % C::kStreamThreads; i < vectors; i += C::kStreamThreads) {
       base[i] = make_uint4(0, 0, 0, 0);
     }
   }
   fence_async_proxy();
-  barrier_sync(barrier, kWarpgroup);
+  barrier_sync(barrier, C::kStreamThreads);
 }
 
-template <typename T, Form kForm, int kHeadDim>
-struct Consumer {
-  using C = Config<kHeadDim>;
-  static constexpr int kHalves = 2;
-  static constexpr int kOutRegisters = kHeadDim / 2;
+template <typename T, typename C>
+struct Consumer : Loader<C> {
+  using Base = Loader<C>;
+  using Base::args;
+  using Base::data;
+  using Base::state;
+  static constexpr int kHalves = C::kHalves;
+  static constexpr int kLast = kHalves - 1;
+  static constexpr bool kGated = C::kGated;
+  static constexpr bool kCalibrating = C::kForm == Form::kCalibrating;
+  // Values are asked for so many blocks before they are used, where there are no producers.
+  static constexpr int kValuesAhead = C::kStagesV - 1;
   // Whether the next block's keys are waited for, and their address made, while the scores of the
-  // last are computed. That shortens the way from a vote to the next products; without a vote the
-  // registers that it takes cost more.
-  static constexpr bool kAhead = kForm == Form::kGated;
-  // Whether the first half's scores are voted on while the second half's are computed: a block that
-  // they keep needs no vote after. With three streams a second vote costs more than it saves.
-  static constexpr bool kVotesTwice = kForm == Form::kGated && kHeadDim == 128;
+  // last are computed. That shortens the way from a vote to the next products, but takes registers.
+  static constexpr bool kAhead = kGated && C::kStreams == 3;
+  // Whether the range of plain blocks is kept in registers. Else it is read again for each block.
+  static constexpr bool kPlainKept = C::kForm == Form::kDense && !C::kProducers;
+  static constexpr int kOutRegisters = C::kHeadDim / 2;
 
-  const Arguments& args;
-  Stream<kHeadDim>& data;
-  StreamState<kHeadDim>& state;
   const int stream;
+  std::uint32_t queries;  // shared memory of this warpgroup's, uniform
 
   float out[kHalves][kOutRegisters];
-  float s[kHalves][32];  // scores of a block
+  float s[kHalves][32];  // scores of a block, then its probabilities
+  int bits[kHalves];     // of the largest of the scores, see positive_bits
   RunningSoftmax softmax[kHalves];
-  float maximum[kHalves][2];  // of the rows of s
+  float limit;  // scores up to it need no other references of the softmax
   RingPosition<C::kStagesK> k_ring;
   RingPosition<C::kStagesV> v_ring;
-  // kAhead: shared memory of Q and of the next keys, uniform.
-  std::uint32_t queries;
-  std::uint32_t keys;
+  bool loads;               // whether this is the first warp of the stream
   bool keys_there = false;  // known of the next keys
+  std::uint32_t keys;       // kAhead: shared memory of the next keys, uniform
+  bool plain;               // of the block whose scores are in s, see ListedTile
+  RingPosition<2> tile_ring;
   std::uint32_t q_phase = 0;
-  int tile_slot = 0;
-  std::uint32_t tile_phase = 0;
   int parity = 0;  // of the slots of block maxima
 
   // Of the tile.
   int n_begin, n_end;
-  // Blocks that all rows see whole and that nothing is to be looked up for: all rows are present,
-  // no mask of the decisions is written, and none of these blocks is always kept.
-  int plain_begin, plain_end;
-  float threshold;
-  int kept_blocks;
-  bool decided;         // that the block is kept, by its first half's scores
-  float* max_row;       // block maxima of the tile
+  int plain_begin, plain_end;  // kPlainKept
+  int threshold_bits;          // a block with a score of so many bits or more is kept
+  float* max_row;              // block maxima of the tile
   float block_largest;  // of this thread's scores of the block, where block maxima are asked for
 
-  __device__ __forceinline__ int thread() const { return threadIdx.x % kWarpgroup; }
+  __device__ __forceinline__ int thread() const { return threadIdx.x % C::kStreamThreads; }
   __device__ __forceinline__ bool leader() const { return threadIdx.x % 32 == 0; }
   // This thread's first row of a half; the other is 8 below.
   __device__ __forceinline__ int first_row(int half) const {
@@ -95,20 +86,26 @@ struct Consumer {
   __device__ __forceinline__ bool present(const Tile& tile, int row) const {
     return row >= tile.row_begin && row < tile.row_end;
   }
+  __device__ __forceinline__ const ListedTile& current_tile() const {
+    return state.tile[tile_ring.stage];
+  }
+  __device__ __forceinline__ const ListedTile& next_tile() const {
+    return state.tile[tile_ring.stage ^ 1];
+  }
 
   __device__ __forceinline__ void wait_keys() {
-    if (!keys_there) mbarrier_wait(&state.k_full[k_ring.stage], k_ring.phase);
+    if (kAhead || !keys_there) mbarrier_wait(&state.k_full[k_ring.stage], k_ring.phase);
     if constexpr (kAhead) keys = uniform(shared_address(data.k[k_ring.stage]));
   }
 
   // Starts S = Q K^T of a half and the next block of the ring.
   __device__ __forceinline__ void issue_scores(int half) {
-    const Operand a((kAhead ? queries : shared_address(data.q)) + half * (64 * 128), 0);
+    const Operand a(queries + half * (64 * 128), 0);
     const Operand b(kAhead ? keys : shared_address(data.k[k_ring.stage]), 0);
     wgmma_fence();
     wgmma_shared<T, true>(s[half], a.at(0), b.at(0));
 #pragma unroll
-    for (int k = 1; k < kHeadDim / 16; ++k) {
+    for (int k = 1; k < C::kHeadDim / 16; ++k) {
       const int inside = k % 4 * 32;
       wgmma_shared<T, false>(s[half], a.at(k / 4 * kBlockM * 128 + inside),
                              b.at(k / 4 * kBlockN * 128 + inside));
@@ -116,139 +113,221 @@ struct Consumer {
     wgmma_commit();
   }
 
-  __device__ __forceinline__ bool is_plain(int n) const {
-    return n >= plain_begin && n < plain_end;
-  }
-
-  // Waits for the scores of block n half by half, and finds the maxima of their rows.
+  // Waits for the scores of block n half by half, and finds the largest.
   __device__ __forceinline__ void receive_scores(int n) {
-    const bool last = n == n_begin;
     const int stage = k_ring.stage;
+    if constexpr (kPlainKept) {
+      plain = n >= plain_begin && n < plain_end;
+    } else {
+      const ListedTile& tile = current_tile();
+      plain = n >= tile.plain_begin && n < tile.plain_end;
+    }
+    k_ring.advance();
     if constexpr (kAhead) {
-      k_ring.advance();
-      if (!last) wait_keys();
-    }
-    wgmma_wait<1>();
-    pin_registers(s[0]);
-    row_maxima(s[0], maximum[0]);
-    if constexpr (kVotesTwice) {
-      decided = vote(is_plain(n) && above_threshold(largest(0), threshold));
-    }
-    wgmma_wait<0>();
-    pin_registers(s[1]);
-    if (leader()) {
-      mbarrier_arrive(&state.k_empty[stage]);
-      if (last) mbarrier_arrive(&state.q_empty);
-    }
-    if constexpr (!kAhead) {
-      k_ring.advance();
+      if (n != n_begin) wait_keys();
+    } else {
       keys_there = mbarrier_test(&state.k_full[k_ring.stage], k_ring.phase);
     }
-    row_maxima(s[1], maximum[1]);
+    if constexpr (kHalves == 2) {
+      wgmma_wait<1>();
+      pin_registers(s[0]);
+      bits[0] = positive_bits(s[0]);
+    }
+    wgmma_wait<0>();
+    pin_registers(s[kLast]);
+    if (leader()) {
+      mbarrier_arrive(&state.k_empty[stage]);
+      if (C::kProducers && n == n_begin) mbarrier_arrive(&state.q_empty);
+    }
+    bits[kLast] = positive_bits(s[kLast]);
   }
 
   __device__ __forceinline__ void compute_scores(int n) {
     if constexpr (!kAhead) wait_keys();
-    issue_scores(0);
-    issue_scores(1);
+#pragma unroll
+    for (int half = 0; half < kHalves; ++half) issue_scores(half);
     receive_scores(n);
+  }
+
+  // Where there are no producers: asks for the operands that may take the places of block n's keys
+  // and of the values before it, when all have read them; block n - 1 is the next of the ring.
+  __device__ __forceinline__ void load_ahead(int n) {
+    mbarrier_wait(&state.k_empty[k_ring.before()], k_ring.phase_before());
+    if (n - kValuesAhead >= n_begin) {
+      Base::load_values(current_tile(), n - kValuesAhead,
+                        (v_ring.stage + kValuesAhead) % C::kStagesV);
+    }
+    if (n - C::kStagesK >= n_begin) {
+      Base::load_keys(current_tile(), n - C::kStagesK, k_ring.before());
+    }
+    if (n <= n_begin + Base::kDrawAhead) prepare_next(n);
+  }
+
+  __device__ __forceinline__ void set_next(const NextTile& next) {
+    if (elect_one()) state.next = next;
+    __syncwarp();
+  }
+
+  // Near the end of the tile: draws the next, and asks for what of it has a place.
+  __device__ __forceinline__ void prepare_next(int n) {
+    NextTile next = state.next;
+    __syncwarp();
+    const int left = n - n_begin;
+    if (next.drawn && left < C::kStagesK) {
+      mbarrier_wait(&state.tile_full[tile_ring.stage ^ 1],
+                    tile_ring.phase ^ static_cast<std::uint32_t>(tile_ring.stage));
+      const Tile& tile = next_tile();
+      const int blocks = tile.n_end - tile.n_begin;
+      if (left < kValuesAhead && next.values < blocks) {
+        Base::load_values(tile, tile.n_end - 1 - next.values,
+                          (v_ring.stage + left + 1 + next.values) % C::kStagesV);
+        ++next.values;
+      }
+      if (next.keys < blocks) {
+        Base::load_keys(tile, tile.n_end - 1 - next.keys,
+                        (k_ring.stage + left + next.keys) % C::kStagesK);
+        ++next.keys;
+      }
+      if (left == 0 && blocks > 0) {
+        Base::load_queries(tile);
+        next.queries = 1;
+      }
+    }
+    if (!next.drawn) {
+      Base::hand_out(Base::kDrawn, tile_ring.stage ^ 1);
+      next.drawn = 1;
+    }
+    set_next(next);
+  }
+
+  // Asks for what is not on its way of a tile that begins.
+  __device__ __forceinline__ void load_first() {
+    const NextTile ready = state.next;
+    __syncwarp();
+    const Tile& tile = current_tile();
+    const int blocks = n_end - n_begin;
+#pragma unroll 1
+    for (int i = ready.keys; i < min(C::kStagesK, blocks); ++i) {
+      Base::load_keys(tile, n_end - 1 - i, (k_ring.stage + i) % C::kStagesK);
+    }
+    if (!ready.queries) Base::load_queries(tile);
+#pragma unroll 1
+    for (int i = ready.values; i < min(kValuesAhead, blocks); ++i) {
+      Base::load_values(tile, n_end - 1 - i, (v_ring.stage + i) % C::kStagesV);
+    }
+    set_next({});
   }
 
   // Of a block that not all rows see whole: what a row does not see becomes -inf.
   __device__ __forceinline__ void mask(int n) {
-#pragma unroll
-    for (int half = 0; half < kHalves; ++half) {
-      mask(half, n);
-      row_maxima(s[half], maximum[half]);
-    }
-  }
-
-  __device__ __forceinline__ void mask(int half, int n) {
-    const Tile& tile = state.tile[tile_slot];
+    const Tile& tile = current_tile();
     const SequenceLayout& sequences = args.params.sequences;
     const int window = static_cast<int>(sequences.window);
-    VisibleColumns columns;
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int position = tile.key + first_row(half) + 8 * i;
-      const int origin = n * kBlockN + threadIdx.x % 4 * 2;
-      columns.low[i] = (window > 0 ? position - window + 1 : 0) - origin;
-      columns.high[i] =
-          (sequences.causal ? min(tile.seqlen_k, position + 1) : tile.seqlen_k) - origin;
+    for (int half = 0; half < kHalves; ++half) {
+      VisibleColumns columns;
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int position = tile.key + first_row(half) + 8 * i;
+        const int origin = n * kBlockN + threadIdx.x % 4 * 2;
+        columns.low[i] = (window > 0 ? position - window + 1 : 0) - origin;
+        columns.high[i] =
+            (sequences.causal ? min(tile.seqlen_k, position + 1) : tile.seqlen_k) - origin;
+      }
+      mask_scores(s[half], columns);
+      bits[half] = positive_bits(s[half]);
     }
-    mask_scores(s[half], columns);
   }
 
-  // The largest of the block's scores in this thread's rows.
-  __device__ __forceinline__ float largest(int half) const {
-    return max_nan(maximum[half][0], maximum[half][1]);
-  }
-  __device__ __forceinline__ float largest() const { return max_nan(largest(0), largest(1)); }
+  __device__ __forceinline__ int largest_bits() const { return max(bits[0], bits[kLast]); }
 
-  // The same of a tile that has rows which are not present.
-  __device__ __forceinline__ float largest_present() const {
-    const Tile& tile = state.tile[tile_slot];
+  // The largest of this thread's scores of a plain block.
+  __device__ __forceinline__ float largest() const {
+    if (largest_bits() > 0) return __int_as_float(largest_bits());
     float result = -INFINITY;
 #pragma unroll
     for (int half = 0; half < kHalves; ++half) {
+      float maximum[2];
+      row_maxima(s[half], maximum);
+      result = max_nan(result, max_nan(maximum[0], maximum[1]));
+    }
+    return result;
+  }
+
+  // The same of the rows that are present.
+  __device__ __forceinline__ float largest_present() const {
+    const Tile& tile = current_tile();
+    float result = -INFINITY;
+#pragma unroll
+    for (int half = 0; half < kHalves; ++half) {
+      float maximum[2];
+      row_maxima(s[half], maximum);
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        if (present(tile, first_row(half) + 8 * i)) result = max_nan(result, maximum[half][i]);
+        if (present(tile, first_row(half) + 8 * i)) result = max_nan(result, maximum[i]);
       }
+    }
+    return result;
+  }
+
+  // Whether a score of a plain block is above the threshold.
+  __device__ __forceinline__ bool above() const {
+    bool result = largest_bits() >= threshold_bits;
+    if (largest_bits() == 0) {
+      // Scores that are not positive are above no threshold that is.
+      const float threshold = current_tile().threshold;
+      result = !(threshold > 0) && above_threshold(largest(), threshold);
     }
     return result;
   }
 
   // Whether block n is kept: a vote of all rows. V of a block that is kept is asked for at once.
   __device__ __forceinline__ bool decide(int n) {
-    const bool plain = is_plain(n);
-    if constexpr (kForm == Form::kGated) {
-      bool kept = kVotesTwice && decided;
-      if (kept) {
-        // By the first half's scores already.
-      } else if (plain) {
-        kept = vote(above_threshold(kVotesTwice ? largest(1) : largest(), threshold));
+    if (!plain && !full_blocks(args.params.sequences, current_tile()).contains(n)) mask(n);
+    if constexpr (kGated) {
+      bool mine;
+      if (plain) {
+        mine = above();
       } else {
-        const Tile& tile = state.tile[tile_slot];
-        const BlockRange full = full_blocks(tile);
-        if (!full.contains(n)) mask(n);
+        const Tile& tile = current_tile();
         const bool always = n >= tile.kept_begin && n < tile.kept_end;
-        kept = vote(keep_block(largest_present(), threshold, always));
-        if (args.params.kept_mask != nullptr && thread() == 0) write_decision(tile, n, kept);
+        mine = keep_block(largest_present(), tile.threshold, always);
       }
-      if (kept) {
-        ++kept_blocks;
-        if (thread() == 0) request_values(n);
+      const bool kept = vote(mine);
+      if (!plain && args.params.kept_mask != nullptr && loads) write_decision(n, kept);
+      if (kept && loads) {
+        Base::load_values(current_tile(), n, v_ring.stage);
+        if (elect_one()) ++state.kept_blocks;
       }
-      return kept;
+      return differs_from<0>(kept);
     } else {
-      if (!plain) mask(n);
-      if constexpr (kForm == Form::kCalibrating) {
-        block_largest = plain ? largest() : largest_present();
-      }
-      // Always true, which the compiler must not know: with one path through the loop it fails to
-      // give scores and probabilities the same registers, and serialises all products.
-      int kept;
-      asm volatile("{ .reg .pred p; setp.ne.s32 p, %1, -1; selp.s32 %0, 1, 0, p; }"
-                   : "=r"(kept)
-                   : "r"(n));
-      return kept != 0;
+      if constexpr (kCalibrating) block_largest = plain ? largest() : largest_present();
+      return differs_from<-1>(n);
     }
   }
 
+  // value != kOther, in a form that says nothing to the compiler: it gives scores and probabilities
+  // the same registers, and does not serialise all products, only if a block has two ways through
+  // the loop and nothing of the way is known before.
+  template <int kOther>
+  static __device__ __forceinline__ bool differs_from(int value) {
+    int result;
+    asm volatile("{ .reg .pred p; setp.ne.s32 p, %1, %2; selp.s32 %0, 1, 0, p; }"
+                 : "=r"(result)
+                 : "r"(value), "n"(kOther));
+    return result != 0;
+  }
+
   __device__ __forceinline__ bool vote(bool mine) const {
-    return barrier_any(1 + stream, kWarpgroup, mine);
+    // The second vote is for the compiler: of the barrier's result it does not know that it is the
+    // same in all threads, and of a vote's it does.
+    return __any_sync(0xffffffffu, barrier_any(1 + stream, C::kStreamThreads, mine));
   }
 
-  __device__ __forceinline__ void request_values(int n) {
-    const Tile& tile = state.tile[tile_slot];
-    mbarrier_arrive_expect(&state.v_full[v_ring.stage], C::kBlockBytes);
-    copy_box(data.v[v_ring.stage], &args.v, &state.v_full[v_ring.stage], 0,
-             tile.k_row + n * kBlockN, 0, tile.kv_head, tile.batch);
-  }
-
-  __device__ __forceinline__ void write_decision(const Tile& tile, int n, bool kept) {
+  __device__ __forceinline__ void write_decision(int n, bool kept) {
+    if (!elect_one()) return;
     const KernelParams& p = args.params;
+    const Tile& tile = current_tile();
     p.kept_mask[tile.sequence * p.mask_stride[0] + tile.head * p.mask_stride[1] +
                 tile.q_block * p.mask_stride[2] + n * p.mask_stride[3]] = kept ? 1 : 0;
   }
@@ -260,51 +339,57 @@ struct Consumer {
     const int slot = n % kMaxima;
     if (leader()) state.block_max[parity][slot][thread() / 32] = of_warp;
     if (slot != 0 && n != n_begin) return;
-    barrier_sync(1 + stream, kWarpgroup);
+    barrier_sync(1 + stream, C::kStreamThreads);
     const int block = n - slot + thread();
     if (thread() >= slot && thread() < kMaxima && block < n_end) {
-      const int4 all = *reinterpret_cast<const int4*>(state.block_max[parity][thread()]);
-      const int best = max(max(all.x, all.y), max(all.z, all.w));
+      int best = state.block_max[parity][thread()][0];
+#pragma unroll
+      for (int i = 1; i < C::kStreamWarps; ++i) {
+        best = max(best, state.block_max[parity][thread()][i]);
+      }
       max_row[block * args.params.max_stride[3]] =
           from_ordered_bits(best) * args.params.softmax_scale;
     }
     parity ^= 1;
   }
 
-  // Moves the references of the softmax where the maxima have outgrown them.
+  // Moves the references of the softmax where the scores have outgrown them.
   __device__ __forceinline__ void follow_maxima() {
-    bool grown = false;
+    const bool near = !(__int_as_float(largest_bits()) <= limit);  // or NaN
+    if (!__any_sync(0xffffffffu, near)) return;
+    const float slack = args.params.slack;
+    limit = INFINITY;
 #pragma unroll
     for (int half = 0; half < kHalves; ++half) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        grown = grown || maximum[half][i] > softmax[half].reference[i] + args.params.slack;
-      }
-    }
-    if (__any_sync(0xffffffffu, grown)) {
-#pragma unroll
-      for (int half = 0; half < kHalves; ++half) {
+      RunningSoftmax& running = softmax[half];
+      float maximum[2];
+      row_maxima(s[half], maximum);
+      const bool grown =
+          maximum[0] > running.reference[0] + slack || maximum[1] > running.reference[1] + slack;
+      if (__any_sync(0xffffffffu, grown)) {
         float factor[2];
-        softmax[half].follow(maximum[half], args.params.scale_log2, factor);
+        running.follow(maximum, args.params.scale_log2, factor);
 #pragma unroll
         for (int i = 0; i < kOutRegisters; ++i) out[half][i] *= factor[i / 2 % 2];
       }
+      limit = fminf(limit, fminf(running.reference[0], running.reference[1]) + slack);
     }
   }
 
   __device__ __forceinline__ void exponentiate(int half) {
     softmax[half].exponentiate(s[half], args.params.scale_log2);
 #pragma unroll
-    for (int i = 0; i < 16; ++i)
+    for (int i = 0; i < 16; ++i) {
       s[half][i] = __uint_as_float(pack<T>(s[half][2 * i], s[half][2 * i + 1]));
+    }
   }
 
   // Waits for V of block n, the next of the ring.
   __device__ __forceinline__ void wait_values(int n) {
     mbarrier_wait(&state.v_full[v_ring.stage], v_ring.phase);
     if (args.params.zero_value_tail) {
-      const int rows = state.tile[tile_slot].seqlen_k - n * kBlockN;
-      if (rows < kBlockN) zero_value_rows<kHeadDim>(data.v[v_ring.stage], rows, 1 + stream);
+      const int rows = current_tile().seqlen_k - n * kBlockN;
+      if (rows < kBlockN) zero_value_rows<C>(data.v[v_ring.stage], rows, 1 + stream);
     }
   }
 
@@ -321,8 +406,13 @@ struct Consumer {
     wgmma_commit();
   }
 
+  __device__ __forceinline__ void receive_values(int half) {
+    pin_registers(s[half]);
+    pin_registers(out[half]);
+  }
+
   __device__ __forceinline__ void release_values() {
-    if constexpr (kForm != Form::kGated) {
+    if constexpr (C::kProducers && !kGated) {
       if (leader()) mbarrier_arrive(&state.v_empty[v_ring.stage]);
     }
     v_ring.advance();
@@ -330,70 +420,60 @@ struct Consumer {
 
   // Adds block n, whose scores are in s, to the output; leaves with those of block n - 1 in s.
   //
-  // The first half's P V runs beside the second half's exponentials. Probabilities and scores share
-  // registers: a half's scores start when its probabilities are no longer read; the other half's
-  // products keep the tensor cores busy meanwhile.
+  // Probabilities and scores share registers: a half's scores start when its probabilities are no
+  // longer read. Where a warpgroup has two halves, the first's P V runs beside the second's
+  // exponentials, and the products of one half keep the tensor cores busy between those of the
+  // other.
   __device__ __forceinline__ void attend(int n) {
     follow_maxima();
     exponentiate(0);
     wait_values(n);
     issue_values(0);
-    if constexpr (kForm == Form::kCalibrating) note_block_maximum(n);
-    exponentiate(1);
-    if (n > n_begin) {
-      if constexpr (!kAhead) wait_keys();
+    if constexpr (kCalibrating) note_block_maximum(n);
+    if constexpr (kHalves == 2) {
+      exponentiate(1);
+      if (!kAhead && n > n_begin) wait_keys();
       issue_values(1);
-      wgmma_wait<1>();
-      receive_values(0);
-      issue_scores(0);
-      wgmma_wait<1>();
-      receive_values(1);
-      release_values();
-      issue_scores(1);
-      receive_scores(n - 1);
+    }
+    if (!C::kProducers && loads) load_ahead(n);
+    if constexpr (kHalves == 2) {
+      if (n > n_begin) {
+        wgmma_wait<1>();
+        receive_values(0);
+        issue_scores(0);
+        wgmma_wait<1>();
+        receive_values(1);
+        release_values();
+        issue_scores(1);
+        receive_scores(n - 1);
+      } else {
+        wgmma_wait<0>();
+        receive_values(0);
+        receive_values(1);
+        release_values();
+      }
     } else {
-      issue_values(1);
       wgmma_wait<0>();
       receive_values(0);
-      receive_values(1);
       release_values();
+      if (n > n_begin) compute_scores(n - 1);
     }
   }
 
-  __device__ __forceinline__ void receive_values(int half) {
-    pin_registers(s[half]);
-    pin_registers(out[half]);
-  }
-
-  // Blocks that all rows see whole.
-  __device__ __forceinline__ BlockRange full_blocks(const Tile& tile) const {
-    const SequenceLayout& sequences = args.params.sequences;
-    const int window = static_cast<int>(sequences.window);
-    const int low = window > 0 ? tile.key + kBlockM - window : 0;  // of the last row
-    const int high = sequences.causal ? min(tile.seqlen_k, tile.key + 1) : tile.seqlen_k;
-    return {max(0, (low + kBlockN - 1) >> 6), high >> 6};
-  }
-
-  __device__ __forceinline__ void set_tile(const Tile& tile) {
+  __device__ __forceinline__ void set_tile(const ListedTile& tile) {
     n_begin = __shfl_sync(0xffffffffu, tile.n_begin, 0);
     n_end = __shfl_sync(0xffffffffu, tile.n_end, 0);
-    threshold = tile.threshold;
-    kept_blocks = 0;
-    const BlockRange full = full_blocks(tile);
-    plain_begin = static_cast<int>(full.begin);
-    plain_end = static_cast<int>(full.end);
-    if constexpr (kForm != Form::kDense) {
-      if (tile.row_begin > 0 || tile.row_end < kBlockM) plain_end = plain_begin;
+    if constexpr (kPlainKept) {
+      plain_begin = __shfl_sync(0xffffffffu, tile.plain_begin, 0);
+      plain_end = __shfl_sync(0xffffffffu, tile.plain_end, 0);
     }
-    if constexpr (kForm == Form::kCalibrating) {
+    if constexpr (kCalibrating) {
       const KernelParams& p = args.params;
       max_row = p.block_max + tile.sequence * p.max_stride[0] + tile.head * p.max_stride[1] +
                 tile.q_block * p.max_stride[2];
     }
-    if constexpr (kForm == Form::kGated) {
-      plain_end = min(plain_end, tile.kept_begin);
-      if (args.params.kept_mask != nullptr) plain_end = plain_begin;
-    }
+    if constexpr (kGated) threshold_bits = tile.threshold > 0 ? __float_as_int(tile.threshold) : 1;
+    limit = -INFINITY;
 #pragma unroll
     for (int half = 0; half < kHalves; ++half) {
       softmax[half] = {};
@@ -403,8 +483,11 @@ struct Consumer {
   }
 
   __device__ __forceinline__ void attend_tile() {
+    if (!C::kProducers && loads) load_first();
+    if (kGated && loads && elect_one()) state.kept_blocks = 0;
     mbarrier_wait(&state.q_full, q_phase);
     q_phase ^= 1;
+    keys_there = false;
     if constexpr (kAhead) wait_keys();
     compute_scores(n_end - 1);
     for (int n = n_end - 1; n >= n_begin; --n) {
@@ -414,14 +497,14 @@ struct Consumer {
         compute_scores(n - 1);
       }
     }
-    if constexpr (kForm == Form::kGated) {
+    if constexpr (kGated) {
       const KernelParams& p = args.params;
-      if (p.kept_blocks != nullptr && thread() == 0 && kept_blocks > 0) {
-        const Tile& tile = state.tile[tile_slot];
+      if (p.kept_blocks != nullptr && loads && elect_one() && state.kept_blocks > 0) {
+        const Tile& tile = current_tile();
         atomicAdd(
             reinterpret_cast<unsigned long long*>(
                 &p.kept_blocks[tile.sequence * p.kept_stride[0] + tile.head * p.kept_stride[1]]),
-            static_cast<unsigned long long>(kept_blocks));
+            static_cast<unsigned long long>(state.kept_blocks));
       }
     }
   }
@@ -448,56 +531,66 @@ struct Consumer {
     T* const target = static_cast<T*>(p.out) + tile.batch * p.out_stride[0] +
                       tile.head * p.out_stride[2] + threadIdx.x % 4 * 8;
 #pragma unroll
-    for (int half = 0; half < kHalves; ++half) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int row = first_row(half) + 8 * i;
-        const bool stored = present(tile, row);
-        float sum = quad_sum(softmax[half].sum[i]);
-        const bool seen = softmax[half].reference[i] != -INFINITY;
-        float reference = seen ? softmax[half].reference[i] * p.softmax_scale : -INFINITY;
-        if (p.sinks != nullptr) {
-          const float sink = p.sinks[tile.head];
-          if (seen) {
-            sum += exp2_approx((sink - reference) * kLog2e);
-          } else {
-            reference = sink;
-            sum = 1;
-          }
+    for (int part = 0; part < 2 * kHalves; ++part) {
+      const int half = part / 2;
+      const int i = part % 2;
+      const int row = first_row(half) + 8 * i;
+      const bool stored = present(tile, row);
+      float sum = quad_sum(softmax[half].sum[i]);
+      const bool seen = softmax[half].reference[i] != -INFINITY;
+      float reference = seen ? softmax[half].reference[i] * p.softmax_scale : -INFINITY;
+      if (p.sinks != nullptr) {
+        const float sink = p.sinks[tile.head];
+        if (seen) {
+          sum += exp2_approx((sink - reference) * kLog2e);
+        } else {
+          reference = sink;
+          sum = 1;
         }
-        const float inverse = sum == 0 ? 0.0f : 1.0f / sum;
-        if (p.lse != nullptr && stored && threadIdx.x % 4 == 0) {
-          p.lse[tile.batch * p.lse_stride[0] + tile.head * p.lse_stride[1] +
-                (tile.q_row + row) * p.lse_stride[2]] = reference + logf(sum);
-        }
+      }
+      const float inverse = sum == 0 ? 0.0f : 1.0f / sum;
+      if (p.lse != nullptr && stored && threadIdx.x % 4 == 0) {
+        p.lse[tile.batch * p.lse_stride[0] + tile.head * p.lse_stride[1] +
+              (tile.q_row + row) * p.lse_stride[2]] = reference + logf(sum);
+      }
 #pragma unroll
-        for (int k = 0; k < kHeadDim / 32; ++k) {
-          const float* o = &out[half][16 * k + 2 * i];
-          const uint4 columns = gather_columns(
-              pack<T>(o[0] * inverse, o[1] * inverse), pack<T>(o[4] * inverse, o[5] * inverse),
-              pack<T>(o[8] * inverse, o[9] * inverse), pack<T>(o[12] * inverse, o[13] * inverse));
-          if (stored) {
-            *reinterpret_cast<uint4*>(target + (tile.q_row + row) * p.out_stride[1] + 32 * k) =
-                columns;
-          }
+      for (int k = 0; k < C::kHeadDim / 32; ++k) {
+        const float* o = &out[half][16 * k + 2 * i];
+        const uint4 columns = gather_columns(
+            pack<T>(o[0] * inverse, o[1] * inverse), pack<T>(o[4] * inverse, o[5] * inverse),
+            pack<T>(o[8] * inverse, o[9] * inverse), pack<T>(o[12] * inverse, o[13] * inverse));
+        if (stored) {
+          *reinterpret_cast<uint4*>(target + (tile.q_row + row) * p.out_stride[1] + 32 * k) =
+              columns;
         }
       }
     }
   }
 
   __device__ __forceinline__ void run() {
-    queries = uniform(shared_address(data.q));
+    queries = uniform(shared_address(data.q) + thread() / kWarpgroup * (64 * 128));
+    loads = uniform(thread() / 32) == 0;
+    if (!C::kProducers && loads) {
+      set_next({});
+      Base::hand_out(blockIdx.x + stream * gridDim.x, 0);
+    }
     for (;;) {
-      mbarrier_wait(&state.tile_full[tile_slot], tile_phase);
-      const Tile& tile = state.tile[tile_slot];
+      mbarrier_wait(&state.tile_full[tile_ring.stage], tile_ring.phase);
+      const ListedTile& tile = current_tile();
       if (tile.sequence < 0) return;
       set_tile(tile);
-      if (n_end > n_begin) attend_tile();
+      if (n_end > n_begin) {
+        attend_tile();
+      } else if (!C::kProducers) {
+        barrier_sync(1 + stream, C::kStreamThreads);
+        if (loads) Base::hand_out(Base::kDrawn, tile_ring.stage ^ 1);
+      }
       store(tile);
-      __syncwarp();
-      if (leader()) mbarrier_arrive(&state.tile_empty[tile_slot]);
-      tile_phase ^= tile_slot;
-      tile_slot ^= 1;
+      if constexpr (C::kProducers) {
+        __syncwarp();
+        if (leader()) mbarrier_arrive(&state.tile_empty[tile_ring.stage]);
+      }
+      tile_ring.advance();
     }
   }
 };

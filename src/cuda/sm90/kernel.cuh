@@ -5,37 +5,34 @@
 #include "cuda/sm90/consumer.cuh"
 #include "cuda/sm90/producer.cuh"
 
-// The sm90 kernel: set-up of the barriers and the split into roles.
+// The sm90 kernel: set-up of the barriers and the split into streams.
 
 namespace bsfa::cuda::sm90 {
 
-template <int kHeadDim>
-__device__ __forceinline__ void init_barriers(StreamState<kHeadDim>& state) {
-  using C = Config<kHeadDim>;
+template <typename C>
+__device__ __forceinline__ void init_barriers(StreamState<C>& state) {
   mbarrier_init(&state.q_full, 1);
-  mbarrier_init(&state.q_empty, kConsumerWarps);
+  mbarrier_init(&state.q_empty, C::kStreamWarps);
   for (int i = 0; i < C::kStagesK; ++i) {
     mbarrier_init(&state.k_full[i], 1);
-    mbarrier_init(&state.k_empty[i], kConsumerWarps);
+    mbarrier_init(&state.k_empty[i], C::kStreamWarps);
   }
   for (int i = 0; i < C::kStagesV; ++i) {
     mbarrier_init(&state.v_full[i], 1);
-    mbarrier_init(&state.v_empty[i], kConsumerWarps);
+    mbarrier_init(&state.v_empty[i], C::kStreamWarps);
   }
   for (int i = 0; i < 2; ++i) {
     mbarrier_init(&state.tile_full[i], 1);
-    mbarrier_init(&state.tile_empty[i], kConsumerWarps);
+    mbarrier_init(&state.tile_empty[i], C::kStreamWarps);
   }
 }
 
-template <typename T, Form kForm, int kHeadDim>
-__global__ void __launch_bounds__(Config<kHeadDim>::kThreads, 1)
+template <typename T, typename C>
+__global__ void __launch_bounds__(C::kThreads, 1)
     attention_kernel(const __grid_constant__ Arguments args) {
-  using C = Config<kHeadDim>;
   extern __shared__ std::uint8_t raw[];
   auto& shared =
-      *reinterpret_cast<SharedStorage<kHeadDim>*>(raw + (1024 - shared_address(raw) % 1024) % 1024);
-  const int warp = threadIdx.x / 32;
+      *reinterpret_cast<SharedStorage<C>*>(raw + (1024 - shared_address(raw) % 1024) % 1024);
 
   if (threadIdx.x == 0) {
     prefetch_tensor_map(&args.q);
@@ -46,18 +43,20 @@ __global__ void __launch_bounds__(Config<kHeadDim>::kThreads, 1)
   }
   __syncthreads();
 
-  if (warp < kWarpgroup / 32) {
-    release_registers<kProducerRegisters>();
-    if (threadIdx.x % 32 == 0 && warp < C::kStreams) {
-      produce<kForm>(args, shared.stream[warp], shared.state[warp], warp);
+  const int stream = static_cast<int>(uniform(threadIdx.x / C::kStreamThreads));
+  if constexpr (C::kProducers) {
+    if (stream == C::kStreams) {
+      release_registers<kProducerRegisters>();
+      const int served = static_cast<int>(uniform(threadIdx.x % kWarpgroup / 32));
+      if (served < C::kStreams) {
+        Producer<C>{{args, shared.stream[served], shared.state[served]}}.run(blockIdx.x +
+                                                                             served * gridDim.x);
+      }
+      return;
     }
-  } else {
-    acquire_registers<C::kConsumerRegisters>();
-    const int stream = static_cast<int>(uniform(warp / (kWarpgroup / 32) - 1));
-    Consumer<T, kForm, kHeadDim> consumer{args, shared.stream[stream], shared.state[stream],
-                                          stream};
-    consumer.run();
+    acquire_registers<C::kRegisters>();
   }
+  Consumer<T, C>{{args, shared.stream[stream], shared.state[stream]}, stream}.run();
 }
 
 }  // namespace bsfa::cuda::sm90

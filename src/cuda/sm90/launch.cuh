@@ -11,9 +11,9 @@ namespace bsfa::cuda::sm90 {
 
 template <typename T, Form kForm, int kHeadDim>
 Status launch_attention(const Arguments& arguments, int multiprocessors, cudaStream_t stream) {
-  using C = Config<kHeadDim>;
-  constexpr int kBytes = sizeof(SharedStorage<kHeadDim>) + 1024;  // to align the start
-  const auto kernel = attention_kernel<T, kForm, kHeadDim>;
+  using C = Config<kForm, kHeadDim>;
+  constexpr int kBytes = sizeof(SharedStorage<C>) + 1024;  // to align the start
+  const auto kernel = attention_kernel<T, C>;
   BSFA_RETURN_IF_ERROR(
       check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
             "shared memory of the sm90 kernel"));

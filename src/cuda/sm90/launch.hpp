@@ -7,6 +7,9 @@
 
 namespace bsfa::cuda::sm90 {
 
+// Enqueues the kernel that writes arguments.tiles.
+Status list_tiles(const Arguments& arguments, Form form, cudaStream_t stream);
+
 // Enqueues one attention kernel; defined for each type, form and head_dim in instantiations/.
 template <typename T, Form kForm, int kHeadDim>
 Status launch_attention(const Arguments& arguments, int multiprocessors, cudaStream_t stream);

@@ -1,0 +1,61 @@
+#pragma once
+
+#include "cuda/common/ptx.cuh"
+#include "cuda/sm90/config.cuh"
+
+// What is asked of the copy engine, and the drawing of tiles.
+//
+// All threads of a warp come here, and one of them acts: of elect.sync the compiler knows that it
+// is one, and else makes a loop over the threads of every copy.
+
+namespace bsfa::cuda::sm90 {
+
+template <typename C>
+struct Loader {
+  // Blocks left when the next tile is drawn: enough to hide that, however few of them are kept.
+  // Streams that draw earlier get unequal shares.
+  static constexpr int kDrawAhead = 6;
+
+  const Arguments& args;
+  Stream<C>& data;
+  StreamState<C>& state;
+
+  __device__ __forceinline__ void load_queries(const Tile& tile) const {
+    if (!elect_one()) return;
+    mbarrier_arrive_expect(&state.q_full, C::kQBytes);
+    copy_box(data.q, &args.q, &state.q_full, 0, tile.q_row, 0, tile.head, tile.batch);
+  }
+
+  __device__ __forceinline__ void load_keys(const Tile& tile, int block, int stage) const {
+    if (!elect_one()) return;
+    mbarrier_arrive_expect(&state.k_full[stage], C::kBlockBytes);
+    copy_box(data.k[stage], &args.k, &state.k_full[stage], 0, tile.k_row + block * kBlockN, 0,
+             tile.kv_head, tile.batch);
+  }
+
+  __device__ __forceinline__ void load_values(const Tile& tile, int block, int stage) const {
+    if (!elect_one()) return;
+    mbarrier_arrive_expect(&state.v_full[stage], C::kBlockBytes);
+    copy_box(data.v[stage], &args.v, &state.v_full[stage], 0, tile.k_row + block * kBlockN, 0,
+             tile.kv_head, tile.batch);
+  }
+
+  // In place of an index: that of the next tile.
+  static constexpr int kDrawn = -1;
+
+  // Copies the tile of this index, or the end, into a slot.
+  __device__ __forceinline__ void hand_out(int index, int slot) const {
+    if (!elect_one()) return;
+    if (index == kDrawn) index = C::kStreams * gridDim.x + atomicAdd(args.params.tile_counter, 1);
+    if (index < total_tiles(args.params)) {
+      mbarrier_arrive_expect(&state.tile_full[slot], sizeof(ListedTile));
+      copy_bytes(&state.tile[slot], &args.tiles[index], sizeof(ListedTile), &state.tile_full[slot]);
+    } else {
+      state.tile[slot].sequence = -1;
+      state.tile[slot].n_begin = state.tile[slot].n_end = 0;
+      mbarrier_arrive(&state.tile_full[slot]);
+    }
+  }
+};
+
+}  // namespace bsfa::cuda::sm90

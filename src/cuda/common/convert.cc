@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "core/gate.hpp"
 #include "core/status.hpp"
 
 namespace bsfa::cuda {
@@ -14,6 +15,18 @@ template <int kRank>
 void copy_strides(const std::int64_t (&from)[kRank], std::int64_t (&to)[kRank]) {
   std::copy(from, from + kRank, to);
 }
+
+// Key/value heads of a section: at most `most`, and sections as equal as can be. The tiles of a
+// last section that is much smaller than the others would not go round, and the longest would be
+// waited for.
+constexpr std::int64_t section_heads(std::int64_t kv_heads, std::int64_t most) {
+  const std::int64_t sections = ceil_div(kv_heads, std::max<std::int64_t>(most, 1));
+  return ceil_div(kv_heads, sections);
+}
+static_assert(section_heads(8, 7) == 4);
+static_assert(section_heads(8, 3) == 3);
+static_assert(section_heads(8, 9) == 8);
+static_assert(section_heads(5, 0) == 1);
 
 }  // namespace
 
@@ -107,8 +120,7 @@ KernelParams kernel_params(const Problem& problem, const DeviceFacts& facts) {
       std::max<std::int64_t>(2 * 2 * layout.max_seqlen_k * problem.head_dim, 1);
   const std::int64_t kv_heads =
       std::max<std::int64_t>(layout.num_sequences * problem.num_heads_kv, 1);
-  p.section_kv_heads =
-      static_cast<int>(std::clamp<std::int64_t>(facts.l2_bytes / 2 / head_bytes, 1, kv_heads));
+  p.section_kv_heads = static_cast<int>(section_heads(kv_heads, facts.l2_bytes / 2 / head_bytes));
   p.softmax_scale = problem.softmax_scale;
   p.scale_log2 = problem.softmax_scale * 1.44269504088896340736f;
   p.slack = kSoftmaxSlack / p.scale_log2;

@@ -18,13 +18,12 @@ inline constexpr int kMaxima = 8;
 // A CTA is some streams of tiles that share nothing but the multiprocessor. The 128 rows of a tile
 // are in one warpgroup, as two halves of 64, or in two, with one half each:
 //
-// - Where nothing is voted on, two: four of them at head_dim 128, each at its own place of the
-// chain
-//   of products and exponentials, keep the tensor cores busy. The first warp of a stream loads
-//   besides; a warp of its own for that would take registers from all others.
+// - Where nothing is voted on, two: four of them, each at its own place of the chain of products
+//   and exponentials, keep the tensor cores busy. The first warp of a stream loads besides; a warp
+//   of its own for that would take registers from all others.
 // - Where every block is voted on, one: two that meet at each vote would be at the same place. The
 //   others of the warpgroup would wait for a warp that loads, so each stream has a producer.
-// - At head_dim 64 there are registers for a third stream of one.
+// - At head_dim 64 one, too: there are registers for a third stream.
 template <Form form, int head_dim>
 struct Config {
   static_assert(head_dim == 64 || head_dim == 128);

@@ -283,6 +283,23 @@ std::vector<Case> all_cases() {
         c.block_max = true;
       },
       common);
+  add(
+      "negative_nan_in_a_key",
+      [&](Case& c) {
+        lengths(c, 400, 400);
+        c.poison_score = -std::numeric_limits<float>::quiet_NaN();
+        c.extreme_heads = true;
+        gated(c, 0.3);
+      },
+      common);
+  add(
+      "negative_nan_calibrating",
+      [&](Case& c) {
+        lengths(c, 256, 300);
+        c.poison_score = -std::numeric_limits<float>::quiet_NaN();
+        c.block_max = true;
+      },
+      common);
   return list;
 }
 

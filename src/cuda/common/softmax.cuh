@@ -47,6 +47,17 @@ __device__ __forceinline__ void row_maxima(const float* s, float (&maximum)[2]) 
   }
 }
 
+// Floats as integers of the same order, so that a maximum over a warp is one instruction; above all
+// NaN as max_nan gives it.
+__device__ __forceinline__ int ordered_bits(float value) {
+  const int bits = __float_as_int(value);
+  return bits ^ ((bits >> 31) & 0x7fffffff);
+}
+
+__device__ __forceinline__ float from_ordered_bits(int bits) {
+  return __int_as_float(bits ^ ((bits >> 31) & 0x7fffffff));
+}
+
 __device__ __forceinline__ float quad_max(float x) {
   x = max_nan(x, __shfl_xor_sync(0xffffffffu, x, 1));
   return max_nan(x, __shfl_xor_sync(0xffffffffu, x, 2));

@@ -24,16 +24,6 @@
 
 namespace bsfa::cuda::sm80 {
 
-// Floats as integers of the same order (NaN above all), so that a maximum is an integer one.
-__device__ __forceinline__ int ordered_bits(float value) {
-  const int bits = __float_as_int(value);
-  return bits ^ ((bits >> 31) & 0x7fffffff);
-}
-
-__device__ __forceinline__ float from_ordered_bits(int bits) {
-  return __int_as_float(bits ^ ((bits >> 31) & 0x7fffffff));
-}
-
 // The maximum of the warp's scores, for `read_block_maximum` after the next barrier.
 __device__ __forceinline__ void share_block_maximum(int* maxima, float row_maximum) {
   const int warp_maximum = __reduce_max_sync(0xffffffffu, ordered_bits(row_maximum));

@@ -1,23 +1,14 @@
 #pragma once
 
-// Maxima of scores as integers.
+// The largest score of a thread as an integer.
 
 namespace bsfa::cuda::sm90 {
 
-// Floats as integers of the same order (NaN above all), so that a maximum is an integer one.
-__device__ __forceinline__ int ordered_bits(float value) {
-  const int bits = __float_as_int(value);
-  return bits ^ ((bits >> 31) & 0x7fffffff);
-}
-
-__device__ __forceinline__ float from_ordered_bits(int bits) {
-  return __int_as_float(bits ^ ((bits >> 31) & 0x7fffffff));
-}
-
 // The bits of the largest of a thread's 32 scores if that is positive or NaN, else 0.
 //
-// Floats that are not negative have the order of their bits, NaN above all, and of integers there
-// is a maximum of three in one instruction, of floats only of two.
+// Floats that are not negative have the order of their bits, NaN above all (the one NaN,
+// 0x7fffffff, that products give), and of integers there is a maximum of three in one instruction,
+// of floats only of two.
 __device__ __forceinline__ int positive_bits(const float* s) {
   const auto bits = [s](int i) { return __float_as_int(s[i]); };
   int m[4];

@@ -300,6 +300,25 @@ std::vector<Case> all_cases() {
         c.block_max = true;
       },
       common);
+  add(
+      "negative_scores",
+      [&](Case& c) {
+        lengths(c, 640, 640);
+        c.negative_scores = true;
+        c.heads_q = 4;
+        c.heads_kv = 2;
+        c.extreme_heads = true;
+        gated(c, 0.4);
+      },
+      common);
+  add(
+      "negative_scores_calibrating",
+      [&](Case& c) {
+        lengths(c, 300, 500);
+        c.negative_scores = true;
+        c.block_max = true;
+      },
+      common);
   return list;
 }
 

@@ -135,9 +135,13 @@ void Call::fill(Tensor* tensor, float scale, bool queries) {
     for (std::int64_t r = begin; r < begin + count; ++r) {
       for (std::int64_t head = 0; head < tensor->shape[2]; ++head) {
         for (std::int64_t d = 0; d < tensor->shape[3]; ++d) {
+          float value = normal(random);
+          if (spec_.negative_scores && tensor != &v_) {
+            value = queries ? std::abs(value) : -std::abs(value);
+          }
           tensor->host[static_cast<std::size_t>(tensor->offset + s.batch * tensor->stride[0] +
                                                 r * tensor->stride[1] + head * tensor->stride[2] +
-                                                d)] = encode(normal(random), spec_.dtype);
+                                                d)] = encode(value, spec_.dtype);
         }
       }
     }

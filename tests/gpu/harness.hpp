@@ -77,6 +77,7 @@ struct Case {
   bool extreme_heads = false;      // kThreshold: head 0 has -inf, head 1 +inf
   std::int64_t window_blocks = 1;  // kSlidingWindow
   bool block_max = false;          // with kDense: the calibrating form
+  bool negative_scores = false;    // all of them
   float poison_score = 0;          // NaN or infinity in one key, if not 0
   unsigned seed = 1;
 };

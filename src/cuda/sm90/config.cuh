@@ -71,7 +71,6 @@ template <typename C>
 struct StreamState {
   ListedTile tile[2];  // the one worked on, and the next
   NextTile next;       // where there are no producers
-  int kept_blocks;     // of the tile
   // A block's k_empty says that all warps have its scores, and so are done with the values of the
   // one before. The other *_empty are for producers.
   std::uint64_t q_full, q_empty;

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <climits>
 #include <cstdint>
 
 #include "core/gate.hpp"
@@ -45,9 +46,6 @@ struct Consumer : Loader<C> {
   static constexpr bool kCalibrating = C::kForm == Form::kCalibrating;
   // Values are asked for so many blocks before they are used, where there are no producers.
   static constexpr int kValuesAhead = C::kStagesV - 1;
-  // Whether the next block's keys are waited for, and their address made, while the scores of the
-  // last are computed. That shortens the way from a vote to the next products, but takes registers.
-  static constexpr bool kAhead = kGated && C::kStreams == 3;
   // Whether the range of plain blocks is kept in registers. Else it is read again for each block.
   static constexpr bool kPlainKept = C::kForm == Form::kDense && !C::kProducers;
   static constexpr int kOutRegisters = C::kHeadDim / 2;
@@ -57,15 +55,16 @@ struct Consumer : Loader<C> {
 
   float out[kHalves][kOutRegisters];
   float s[kHalves][32];  // scores of a block, then its probabilities
-  int bits[kHalves];     // of the largest of the scores, see positive_bits
+  int bits;              // of the largest of the scores, see positive_bits
   RunningSoftmax softmax[kHalves];
-  float limit;  // scores up to it need no other references of the softmax
+  float limit;    // scores up to it need no other references of the softmax
+  bool outgrown;  // kGated: any_outgrown() of the block that is decided on
   RingPosition<C::kStagesK> k_ring;
   RingPosition<C::kStagesV> v_ring;
-  bool loads;               // whether this is the first warp of the stream
-  bool keys_there = false;  // known of the next keys
-  std::uint32_t keys;       // kAhead: shared memory of the next keys, uniform
-  bool plain;               // of the block whose scores are in s, see ListedTile
+  bool loads;          // whether this is the first warp of the stream
+  int next_keys;       // negative: not known to be there; else kept_above, if blocks are gated
+  std::uint32_t keys;  // shared memory of the next keys, uniform
+  bool plain;          // of the block whose scores are in s, see ListedTile; false after the last
   RingPosition<2> tile_ring;
   std::uint32_t q_phase = 0;
   int parity = 0;  // of the slots of block maxima
@@ -73,7 +72,8 @@ struct Consumer : Loader<C> {
   // Of the tile.
   int n_begin, n_end;
   int plain_begin, plain_end;  // kPlainKept
-  int threshold_bits;          // a block with a score of so many bits or more is kept
+  int kept_blocks;             // so far
+  int kept_above = 0;          // a plain block with a score whose bits are above these is kept
   float* max_row;              // block maxima of the tile
   float block_largest;  // of this thread's scores of the block, where block maxima are asked for
 
@@ -93,15 +93,22 @@ struct Consumer : Loader<C> {
     return state.tile[tile_ring.stage ^ 1];
   }
 
+  // Where the next products find their operands, in a form that the compiler keeps in uniform
+  // registers. That of the queries does not change; made anew, as it is, it takes one register, and
+  // else all descriptors that are made of it are kept, in 16.
+  __device__ __forceinline__ void locate_operands() {
+    keys = uniform(shared_address(data.k[k_ring.stage]));
+    queries = uniform(queries);
+  }
+
   __device__ __forceinline__ void wait_keys() {
-    if (kAhead || !keys_there) mbarrier_wait(&state.k_full[k_ring.stage], k_ring.phase);
-    if constexpr (kAhead) keys = uniform(shared_address(data.k[k_ring.stage]));
+    if (next_keys < 0) mbarrier_wait(&state.k_full[k_ring.stage], k_ring.phase);
   }
 
   // Starts S = Q K^T of a half and the next block of the ring.
   __device__ __forceinline__ void issue_scores(int half) {
     const Operand a(queries + half * (64 * 128), 0);
-    const Operand b(kAhead ? keys : shared_address(data.k[k_ring.stage]), 0);
+    const Operand b(keys, 0);
     wgmma_fence();
     wgmma_shared<T, true>(s[half], a.at(0), b.at(0));
 #pragma unroll
@@ -113,37 +120,37 @@ struct Consumer : Loader<C> {
     wgmma_commit();
   }
 
+  // In [begin, end), which may be empty, without a branch.
+  static __device__ __forceinline__ bool is_within(int n, int begin, int end) {
+    return ((n - begin) | (end - 1 - n)) >= 0;
+  }
+
   // Waits for the scores of block n half by half, and finds the largest.
   __device__ __forceinline__ void receive_scores(int n) {
     const int stage = k_ring.stage;
     if constexpr (kPlainKept) {
-      plain = n >= plain_begin && n < plain_end;
+      plain = is_within(n, plain_begin, plain_end);
     } else {
-      const ListedTile& tile = current_tile();
-      plain = n >= tile.plain_begin && n < tile.plain_end;
+      const int2 range = *reinterpret_cast<const int2*>(&current_tile().plain_begin);
+      plain = is_within(n, range.x, range.y);
     }
     k_ring.advance();
-    if constexpr (kAhead) {
-      if (n != n_begin) wait_keys();
-    } else {
-      keys_there = mbarrier_test(&state.k_full[k_ring.stage], k_ring.phase);
-    }
+    locate_operands();
+    const bool there = n > n_begin && mbarrier_test(&state.k_full[k_ring.stage], k_ring.phase);
+    next_keys = there ? (kGated ? kept_above : 1) : -1;
     if constexpr (kHalves == 2) {
       wgmma_wait<1>();
       pin_registers(s[0]);
-      bits[0] = positive_bits(s[0]);
+      bits = positive_bits(s[0]);
     }
     wgmma_wait<0>();
     pin_registers(s[kLast]);
-    if (leader()) {
-      mbarrier_arrive(&state.k_empty[stage]);
-      if (C::kProducers && n == n_begin) mbarrier_arrive(&state.q_empty);
-    }
-    bits[kLast] = positive_bits(s[kLast]);
+    if (leader()) mbarrier_arrive(&state.k_empty[stage]);
+    if (C::kProducers && n == n_begin && leader()) mbarrier_arrive(&state.q_empty);
+    bits = kHalves == 2 ? max(bits, positive_bits(s[kLast])) : positive_bits(s[kLast]);
   }
 
   __device__ __forceinline__ void compute_scores(int n) {
-    if constexpr (!kAhead) wait_keys();
 #pragma unroll
     for (int half = 0; half < kHalves; ++half) issue_scores(half);
     receive_scores(n);
@@ -235,15 +242,14 @@ struct Consumer : Loader<C> {
             (sequences.causal ? min(tile.seqlen_k, position + 1) : tile.seqlen_k) - origin;
       }
       mask_scores(s[half], columns);
-      bits[half] = positive_bits(s[half]);
+      const int of_half = positive_bits(s[half]);
+      bits = half == 0 ? of_half : max(bits, of_half);
     }
   }
 
-  __device__ __forceinline__ int largest_bits() const { return max(bits[0], bits[kLast]); }
-
   // The largest of this thread's scores of a plain block.
   __device__ __forceinline__ float largest() const {
-    if (largest_bits() > 0) return __int_as_float(largest_bits());
+    if (bits > 0) return __int_as_float(bits);
     float result = -INFINITY;
 #pragma unroll
     for (int half = 0; half < kHalves; ++half) {
@@ -270,36 +276,20 @@ struct Consumer : Loader<C> {
     return result;
   }
 
-  // Whether a score of a plain block is above the threshold.
-  __device__ __forceinline__ bool above() const {
-    bool result = largest_bits() >= threshold_bits;
-    if (largest_bits() == 0) {
-      // Scores that are not positive are above no threshold that is.
-      const float threshold = current_tile().threshold;
-      result = !(threshold > 0) && above_threshold(largest(), threshold);
-    }
-    return result;
+  // Of block n, which is not plain: what rows do not see is masked. Returns this thread's vote.
+  __device__ __forceinline__ bool look_up(int n) {
+    const Tile& tile = current_tile();
+    if (!full_blocks(args.params.sequences, tile).contains(n)) mask(n);
+    if constexpr (!kGated) return true;
+    const bool always = n >= tile.kept_begin && n < tile.kept_end;
+    return keep_block(largest_present(), tile.threshold, always);
   }
 
-  // Whether block n is kept: a vote of all rows. V of a block that is kept is asked for at once.
-  __device__ __forceinline__ bool decide(int n) {
-    if (!plain && !full_blocks(args.params.sequences, current_tile()).contains(n)) mask(n);
+  // Whether block n is kept: a vote of all rows. This thread is for it if its bits are above these.
+  __device__ __forceinline__ bool decide(int n, int above) {
     if constexpr (kGated) {
-      bool mine;
-      if (plain) {
-        mine = above();
-      } else {
-        const Tile& tile = current_tile();
-        const bool always = n >= tile.kept_begin && n < tile.kept_end;
-        mine = keep_block(largest_present(), tile.threshold, always);
-      }
-      const bool kept = vote(mine);
-      if (!plain && args.params.kept_mask != nullptr && loads) write_decision(n, kept);
-      if (kept && loads) {
-        Base::load_values(current_tile(), n, v_ring.stage);
-        if (elect_one()) ++state.kept_blocks;
-      }
-      return differs_from<0>(kept);
+      outgrown = any_outgrown();
+      return differs_from<0>(vote(bits > above));
     } else {
       if constexpr (kCalibrating) block_largest = plain ? largest() : largest_present();
       return differs_from<-1>(n);
@@ -324,12 +314,17 @@ struct Consumer : Loader<C> {
     return __any_sync(0xffffffffu, barrier_any(1 + stream, C::kStreamThreads, mine));
   }
 
-  __device__ __forceinline__ void write_decision(int n, bool kept) {
-    if (!elect_one()) return;
+  // Asks for V of block n, which is kept, and notes that it is.
+  __device__ __forceinline__ void keep(int n) {
+    ++kept_blocks;
+    if (!loads) return;
+    Base::load_values(current_tile(), n, v_ring.stage);
     const KernelParams& p = args.params;
-    const Tile& tile = current_tile();
-    p.kept_mask[tile.sequence * p.mask_stride[0] + tile.head * p.mask_stride[1] +
-                tile.q_block * p.mask_stride[2] + n * p.mask_stride[3]] = kept ? 1 : 0;
+    if (p.kept_mask != nullptr && elect_one()) [[unlikely]] {
+      const Tile& tile = current_tile();
+      p.kept_mask[tile.sequence * p.mask_stride[0] + tile.head * p.mask_stride[1] +
+                  tile.q_block * p.mask_stride[2] + n * p.mask_stride[3]] = 1;
+    }
   }
 
   // Notes the largest score of block n, and writes those of the last blocks where kMaxima of them,
@@ -353,10 +348,14 @@ struct Consumer : Loader<C> {
     parity ^= 1;
   }
 
+  // Whether a score of this warp's has outgrown its reference of the softmax, or is NaN.
+  __device__ __forceinline__ bool any_outgrown() const {
+    return __any_sync(0xffffffffu, !(__int_as_float(bits) <= limit));
+  }
+
   // Moves the references of the softmax where the scores have outgrown them.
   __device__ __forceinline__ void follow_maxima() {
-    const bool near = !(__int_as_float(largest_bits()) <= limit);  // or NaN
-    if (!__any_sync(0xffffffffu, near)) return;
+    if (kGated ? !outgrown : !any_outgrown()) return;
     const float slack = args.params.slack;
     limit = INFINITY;
 #pragma unroll
@@ -425,6 +424,7 @@ struct Consumer : Loader<C> {
   // exponentials, and the products of one half keep the tensor cores busy between those of the
   // other.
   __device__ __forceinline__ void attend(int n) {
+    if constexpr (kGated) keep(n);
     follow_maxima();
     exponentiate(0);
     wait_values(n);
@@ -432,7 +432,7 @@ struct Consumer : Loader<C> {
     if constexpr (kCalibrating) note_block_maximum(n);
     if constexpr (kHalves == 2) {
       exponentiate(1);
-      if (!kAhead && n > n_begin) wait_keys();
+      if (n > n_begin) wait_keys();
       issue_values(1);
     }
     if (!C::kProducers && loads) load_ahead(n);
@@ -451,12 +451,18 @@ struct Consumer : Loader<C> {
         receive_values(0);
         receive_values(1);
         release_values();
+        plain = false;
       }
     } else {
       wgmma_wait<0>();
       receive_values(0);
       release_values();
-      if (n > n_begin) compute_scores(n - 1);
+      if (n > n_begin) {
+        wait_keys();
+        compute_scores(n - 1);
+      } else {
+        plain = false;
+      }
     }
   }
 
@@ -472,7 +478,10 @@ struct Consumer : Loader<C> {
       max_row = p.block_max + tile.sequence * p.max_stride[0] + tile.head * p.max_stride[1] +
                 tile.q_block * p.max_stride[2];
     }
-    if constexpr (kGated) threshold_bits = tile.threshold > 0 ? __float_as_int(tile.threshold) : 1;
+    if constexpr (kGated) {
+      // Scores that are not positive are above no threshold that is.
+      kept_above = tile.threshold > 0 ? __float_as_int(tile.threshold) - 1 : 0;
+    }
     limit = -INFINITY;
 #pragma unroll
     for (int half = 0; half < kHalves; ++half) {
@@ -484,27 +493,45 @@ struct Consumer : Loader<C> {
 
   __device__ __forceinline__ void attend_tile() {
     if (!C::kProducers && loads) load_first();
-    if (kGated && loads && elect_one()) state.kept_blocks = 0;
+    kept_blocks = 0;
     mbarrier_wait(&state.q_full, q_phase);
     q_phase ^= 1;
-    keys_there = false;
-    if constexpr (kAhead) wait_keys();
+    next_keys = -1;
+    locate_operands();
+    wait_keys();
     compute_scores(n_end - 1);
-    for (int n = n_end - 1; n >= n_begin; --n) {
-      if (decide(n)) {
+    for (int n = n_end - 1;;) {
+      // One branch for what is rare, the end included: a plain block has few instructions between
+      // its scores and the vote, and between that and the next products.
+      int above = kept_above;
+      if (!plain) {
+        if (n < n_begin) break;
+        above = look_up(n) ? INT_MIN : INT_MAX;
+      }
+      if (decide(n, above)) {
         attend(n);
-      } else if (n > n_begin) {
+      } else {
+        if (next_keys <= 0) {
+          if (kGated && kept_above == 0 && plain) {
+            // No score is positive, and the threshold is not either: decided again, from floats.
+            plain = false;
+            continue;
+          }
+          if (n == n_begin) break;
+          wait_keys();
+        }
         compute_scores(n - 1);
       }
+      --n;
     }
     if constexpr (kGated) {
       const KernelParams& p = args.params;
-      if (p.kept_blocks != nullptr && loads && elect_one() && state.kept_blocks > 0) {
+      if (p.kept_blocks != nullptr && loads && elect_one() && kept_blocks > 0) {
         const Tile& tile = current_tile();
         atomicAdd(
             reinterpret_cast<unsigned long long*>(
                 &p.kept_blocks[tile.sequence * p.kept_stride[0] + tile.head * p.kept_stride[1]]),
-            static_cast<unsigned long long>(state.kept_blocks));
+            static_cast<unsigned long long>(kept_blocks));
       }
     }
   }

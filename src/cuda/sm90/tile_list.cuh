@@ -9,7 +9,7 @@ namespace bsfa::cuda::sm90 {
 
 struct alignas(16) ListedTile : Tile {
   // Blocks that all rows see whole and that nothing is to be looked up for: all rows are present,
-  // no mask of the decisions is written, and none of these blocks is always kept.
+  // and none of these blocks is always kept.
   int plain_begin;
   int plain_end;
 };
@@ -37,10 +37,7 @@ __device__ inline ListedTile listed_tile(const KernelParams& p, int index) {
   tile.plain_end = static_cast<int>(full.end);
   bool looked_up = tile.row_begin > 0 || tile.row_end < kBlockM;
   if constexpr (kForm == Form::kDense) looked_up = false;
-  if constexpr (kForm == Form::kGated) {
-    tile.plain_end = min(tile.plain_end, tile.kept_begin);
-    looked_up = looked_up || p.kept_mask != nullptr;
-  }
+  if constexpr (kForm == Form::kGated) tile.plain_end = min(tile.plain_end, tile.kept_begin);
   if (looked_up) tile.plain_end = tile.plain_begin;
   return tile;
 }

@@ -8,6 +8,7 @@
 #include "cuda/common/softmax.cuh"
 #include "cuda/sm90/config.cuh"
 #include "cuda/sm90/loader.cuh"
+#include "cuda/sm90/rows.cuh"
 #include "cuda/sm90/scores.cuh"
 #include "cuda/sm90/wgmma.cuh"
 
@@ -82,9 +83,6 @@ struct Consumer : Loader<C> {
   // This thread's first row of a half; the other is 8 below.
   __device__ __forceinline__ int first_row(int half) const {
     return half * 64 + thread() / 32 * 16 + threadIdx.x % 32 / 4;
-  }
-  __device__ __forceinline__ bool present(const Tile& tile, int row) const {
-    return row >= tile.row_begin && row < tile.row_end;
   }
   __device__ __forceinline__ const ListedTile& current_tile() const {
     return state.tile[tile_ring.stage];
@@ -227,21 +225,9 @@ struct Consumer : Loader<C> {
 
   // Of a block that not all rows see whole: what a row does not see becomes -inf.
   __device__ __forceinline__ void mask(int n) {
-    const Tile& tile = current_tile();
-    const SequenceLayout& sequences = args.params.sequences;
-    const int window = static_cast<int>(sequences.window);
 #pragma unroll
     for (int half = 0; half < kHalves; ++half) {
-      VisibleColumns columns;
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int position = tile.key + first_row(half) + 8 * i;
-        const int origin = n * kBlockN + threadIdx.x % 4 * 2;
-        columns.low[i] = (window > 0 ? position - window + 1 : 0) - origin;
-        columns.high[i] =
-            (sequences.causal ? min(tile.seqlen_k, position + 1) : tile.seqlen_k) - origin;
-      }
-      mask_scores(s[half], columns);
+      mask_block(args.params.sequences, current_tile(), n, first_row(half), s[half]);
       const int of_half = positive_bits(s[half]);
       bits = half == 0 ? of_half : max(bits, of_half);
     }
@@ -252,26 +238,16 @@ struct Consumer : Loader<C> {
     if (bits > 0) return __int_as_float(bits);
     float result = -INFINITY;
 #pragma unroll
-    for (int half = 0; half < kHalves; ++half) {
-      float maximum[2];
-      row_maxima(s[half], maximum);
-      result = max_nan(result, max_nan(maximum[0], maximum[1]));
-    }
+    for (int half = 0; half < kHalves; ++half) result = max_nan(result, largest_score(s[half]));
     return result;
   }
 
   // The same of the rows that are present.
-  __device__ __forceinline__ float largest_present() const {
-    const Tile& tile = current_tile();
+  __device__ __forceinline__ float largest_seen() const {
     float result = -INFINITY;
 #pragma unroll
     for (int half = 0; half < kHalves; ++half) {
-      float maximum[2];
-      row_maxima(s[half], maximum);
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        if (present(tile, first_row(half) + 8 * i)) result = max_nan(result, maximum[i]);
-      }
+      result = max_nan(result, largest_present(current_tile(), first_row(half), s[half]));
     }
     return result;
   }
@@ -282,7 +258,7 @@ struct Consumer : Loader<C> {
     if (!full_blocks(args.params.sequences, tile).contains(n)) mask(n);
     if constexpr (!kGated) return true;
     const bool always = n >= tile.kept_begin && n < tile.kept_end;
-    return keep_block(largest_present(), tile.threshold, always);
+    return keep_block(largest_seen(), tile.threshold, always);
   }
 
   // Whether block n is kept: a vote of all rows. This thread is for it if its bits are above these.
@@ -291,7 +267,7 @@ struct Consumer : Loader<C> {
       outgrown = any_outgrown();
       return differs_from<0>(vote(bits > above));
     } else {
-      if constexpr (kCalibrating) block_largest = plain ? largest() : largest_present();
+      if constexpr (kCalibrating) block_largest = plain ? largest() : largest_seen();
       return differs_from<-1>(n);
     }
   }
@@ -536,64 +512,6 @@ struct Consumer : Loader<C> {
     }
   }
 
-  // Four columns pairs of four lanes, transposed, so that a lane has 16 bytes that lie together.
-  static __device__ __forceinline__ uint4 gather_columns(std::uint32_t a, std::uint32_t b,
-                                                         std::uint32_t c, std::uint32_t d) {
-    const int lane = threadIdx.x % 4;
-    const auto exchange = [&](std::uint32_t& low, std::uint32_t& high, int mask) {
-      const bool upper = (lane & mask) != 0;
-      const std::uint32_t got = __shfl_xor_sync(0xffffffffu, upper ? low : high, mask);
-      (upper ? low : high) = got;
-    };
-    exchange(a, b, 1);
-    exchange(c, d, 1);
-    exchange(a, c, 2);
-    exchange(b, d, 2);
-    return make_uint4(a, b, c, d);
-  }
-
-  // Normalises and writes the rows that are present.
-  __device__ __forceinline__ void store(const Tile& tile) {
-    const KernelParams& p = args.params;
-    T* const target = static_cast<T*>(p.out) + tile.batch * p.out_stride[0] +
-                      tile.head * p.out_stride[2] + threadIdx.x % 4 * 8;
-#pragma unroll
-    for (int part = 0; part < 2 * kHalves; ++part) {
-      const int half = part / 2;
-      const int i = part % 2;
-      const int row = first_row(half) + 8 * i;
-      const bool stored = present(tile, row);
-      float sum = quad_sum(softmax[half].sum[i]);
-      const bool seen = softmax[half].reference[i] != -INFINITY;
-      float reference = seen ? softmax[half].reference[i] * p.softmax_scale : -INFINITY;
-      if (p.sinks != nullptr) {
-        const float sink = p.sinks[tile.head];
-        if (seen) {
-          sum += exp2_approx((sink - reference) * kLog2e);
-        } else {
-          reference = sink;
-          sum = 1;
-        }
-      }
-      const float inverse = sum == 0 ? 0.0f : 1.0f / sum;
-      if (p.lse != nullptr && stored && threadIdx.x % 4 == 0) {
-        p.lse[tile.batch * p.lse_stride[0] + tile.head * p.lse_stride[1] +
-              (tile.q_row + row) * p.lse_stride[2]] = reference + logf(sum);
-      }
-#pragma unroll
-      for (int k = 0; k < C::kHeadDim / 32; ++k) {
-        const float* o = &out[half][16 * k + 2 * i];
-        const uint4 columns = gather_columns(
-            pack<T>(o[0] * inverse, o[1] * inverse), pack<T>(o[4] * inverse, o[5] * inverse),
-            pack<T>(o[8] * inverse, o[9] * inverse), pack<T>(o[12] * inverse, o[13] * inverse));
-        if (stored) {
-          *reinterpret_cast<uint4*>(target + (tile.q_row + row) * p.out_stride[1] + 32 * k) =
-              columns;
-        }
-      }
-    }
-  }
-
   __device__ __forceinline__ void run() {
     queries = uniform(shared_address(data.q) + thread() / kWarpgroup * (64 * 128));
     loads = uniform(thread() / 32) == 0;
@@ -612,7 +530,10 @@ struct Consumer : Loader<C> {
         barrier_sync(1 + stream, C::kStreamThreads);
         if (loads) Base::hand_out(Base::kDrawn, tile_ring.stage ^ 1);
       }
-      store(tile);
+#pragma unroll
+      for (int half = 0; half < kHalves; ++half) {
+        store_rows<T, C::kHeadDim>(args.params, tile, first_row(half), softmax[half], out[half]);
+      }
       if constexpr (C::kProducers) {
         __syncwarp();
         if (leader()) mbarrier_arrive(&state.tile_empty[tile_ring.stage]);

@@ -10,6 +10,14 @@
 
 namespace bsfa::cuda::sm90 {
 
+// Asks for a box of a tensor: `bytes`, from tensor row `row` on, of a head and batch entry.
+__device__ __forceinline__ void load_box(void* target, const CUtensorMap& map, int bytes,
+                                         std::uint64_t* full, int row, int head, int batch) {
+  if (!elect_one()) return;
+  mbarrier_arrive_expect(full, bytes);
+  copy_box(target, &map, full, 0, row, 0, head, batch);
+}
+
 template <typename C>
 struct Loader {
   // Blocks left when the next tile is drawn: enough to hide that, however few of them are kept.
@@ -21,23 +29,17 @@ struct Loader {
   StreamState<C>& state;
 
   __device__ __forceinline__ void load_queries(const Tile& tile) const {
-    if (!elect_one()) return;
-    mbarrier_arrive_expect(&state.q_full, C::kQBytes);
-    copy_box(data.q, &args.q, &state.q_full, 0, tile.q_row, 0, tile.head, tile.batch);
+    load_box(data.q, args.q, C::kQBytes, &state.q_full, tile.q_row, tile.head, tile.batch);
   }
 
   __device__ __forceinline__ void load_keys(const Tile& tile, int block, int stage) const {
-    if (!elect_one()) return;
-    mbarrier_arrive_expect(&state.k_full[stage], C::kBlockBytes);
-    copy_box(data.k[stage], &args.k, &state.k_full[stage], 0, tile.k_row + block * kBlockN, 0,
-             tile.kv_head, tile.batch);
+    load_box(data.k[stage], args.k, C::kBlockBytes, &state.k_full[stage],
+             tile.k_row + block * kBlockN, tile.kv_head, tile.batch);
   }
 
   __device__ __forceinline__ void load_values(const Tile& tile, int block, int stage) const {
-    if (!elect_one()) return;
-    mbarrier_arrive_expect(&state.v_full[stage], C::kBlockBytes);
-    copy_box(data.v[stage], &args.v, &state.v_full[stage], 0, tile.k_row + block * kBlockN, 0,
-             tile.kv_head, tile.batch);
+    load_box(data.v[stage], args.v, C::kBlockBytes, &state.v_full[stage],
+             tile.k_row + block * kBlockN, tile.kv_head, tile.batch);
   }
 
   // In place of an index: that of the next tile.

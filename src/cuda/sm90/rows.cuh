@@ -1,0 +1,110 @@
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/common/ptx.cuh"
+#include "cuda/common/softmax.cuh"
+#include "cuda/scheduler/tile.cuh"
+#include "cuda/sm90/arguments.hpp"
+
+// What a warpgroup does with its rows of a tile, however the tile is divided. `row` is the first of
+// the two rows of a thread in 64 rows of the tile; the other is 8 below.
+
+namespace bsfa::cuda::sm90 {
+
+__device__ __forceinline__ bool present(const Tile& tile, int row) {
+  return row >= tile.row_begin && row < tile.row_end;
+}
+
+// What a row does not see of block n becomes -inf.
+__device__ __forceinline__ void mask_block(const SequenceLayout& sequences, const Tile& tile, int n,
+                                           int row, float* s) {
+  const int window = static_cast<int>(sequences.window);
+  VisibleColumns columns;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int position = tile.key + row + 8 * i;
+    const int origin = n * kBlockN + threadIdx.x % 4 * 2;
+    columns.low[i] = (window > 0 ? position - window + 1 : 0) - origin;
+    columns.high[i] =
+        (sequences.causal ? min(tile.seqlen_k, position + 1) : tile.seqlen_k) - origin;
+  }
+  mask_scores(s, columns);
+}
+
+// The largest score of the two rows.
+__device__ __forceinline__ float largest_score(const float* s) {
+  float maximum[2];
+  row_maxima(s, maximum);
+  return max_nan(maximum[0], maximum[1]);
+}
+
+// The same of those that are present.
+__device__ __forceinline__ float largest_present(const Tile& tile, int row, const float* s) {
+  float maximum[2];
+  row_maxima(s, maximum);
+  float result = -INFINITY;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    if (present(tile, row + 8 * i)) result = max_nan(result, maximum[i]);
+  }
+  return result;
+}
+
+// Four column pairs of four lanes, transposed, so that a lane has 16 bytes that lie together.
+__device__ __forceinline__ uint4 gather_columns(std::uint32_t a, std::uint32_t b, std::uint32_t c,
+                                                std::uint32_t d) {
+  const int lane = threadIdx.x % 4;
+  const auto exchange = [&](std::uint32_t& low, std::uint32_t& high, int mask) {
+    const bool upper = (lane & mask) != 0;
+    const std::uint32_t got = __shfl_xor_sync(0xffffffffu, upper ? low : high, mask);
+    (upper ? low : high) = got;
+  };
+  exchange(a, b, 1);
+  exchange(c, d, 1);
+  exchange(a, c, 2);
+  exchange(b, d, 2);
+  return make_uint4(a, b, c, d);
+}
+
+// Normalises and writes the rows that are present.
+template <typename T, int kHeadDim>
+__device__ __forceinline__ void store_rows(const KernelParams& p, const Tile& tile, int first_row,
+                                           const RunningSoftmax& softmax, const float* out) {
+  T* const target = static_cast<T*>(p.out) + tile.batch * p.out_stride[0] +
+                    tile.head * p.out_stride[2] + threadIdx.x % 4 * 8;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int row = first_row + 8 * i;
+    const bool stored = present(tile, row);
+    float sum = quad_sum(softmax.sum[i]);
+    const bool seen = softmax.reference[i] != -INFINITY;
+    float reference = seen ? softmax.reference[i] * p.softmax_scale : -INFINITY;
+    if (p.sinks != nullptr) {
+      const float sink = p.sinks[tile.head];
+      if (seen) {
+        sum += exp2_approx((sink - reference) * kLog2e);
+      } else {
+        reference = sink;
+        sum = 1;
+      }
+    }
+    const float inverse = sum == 0 ? 0.0f : 1.0f / sum;
+    if (p.lse != nullptr && stored && threadIdx.x % 4 == 0) {
+      p.lse[tile.batch * p.lse_stride[0] + tile.head * p.lse_stride[1] +
+            (tile.q_row + row) * p.lse_stride[2]] = reference + logf(sum);
+    }
+#pragma unroll
+    for (int k = 0; k < kHeadDim / 32; ++k) {
+      const float* o = &out[16 * k + 2 * i];
+      const uint4 columns = gather_columns(
+          pack<T>(o[0] * inverse, o[1] * inverse), pack<T>(o[4] * inverse, o[5] * inverse),
+          pack<T>(o[8] * inverse, o[9] * inverse), pack<T>(o[12] * inverse, o[13] * inverse));
+      if (stored) {
+        *reinterpret_cast<uint4*>(target + (tile.q_row + row) * p.out_stride[1] + 32 * k) = columns;
+      }
+    }
+  }
+}
+
+}  // namespace bsfa::cuda::sm90

@@ -177,6 +177,16 @@ std::vector<Case> all_cases() {
         gated(c, 0.4);
       },
       common);
+  // One long sequence among many short ones: most query blocks of the longest exist nowhere else.
+  add(
+      "packed_skewed",
+      [&](Case& c) {
+        c.batch = Batch::kPacked;
+        c.seqlens_q = {1, 3, 700, 0, 130, 2, 1, 128, 5, 1};
+        c.seqlens_k = {1, 3, 700, 9, 200, 2, 40, 128, 5, 1};
+        gated(c, 0.3);
+      },
+      common);
   add(
       "packed_bidirectional",
       [&](Case& c) {

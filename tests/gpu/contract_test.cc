@@ -60,6 +60,20 @@ TEST_P(Contract, RunsInAGraph) {
   }
 }
 
+// At most 1 KB for a query block and head, however unequal the sequences of a packed batch are.
+TEST_P(Contract, WorkspaceIsOfQueryBlocksThatExist) {
+  Case spec = gated_case();
+  spec.batch = Batch::kPacked;
+  spec.seqlens_q = {4096};
+  spec.seqlens_q.resize(100, 1);
+  spec.seqlens_k = spec.seqlens_q;
+  Call call(spec);
+  AttentionParams& params = call.device_params();
+  params.backend = GetParam();
+  const std::size_t query_blocks = 4096 / 128 + 99;
+  EXPECT_LE(workspace_size(params), 1024 * query_blocks * spec.heads_q);
+}
+
 // On a machine with two cards: the operands' card counts, not the current one, which stays current.
 TEST_P(Contract, RunsOnTheCardOfItsOperands) {
   int devices = 0;

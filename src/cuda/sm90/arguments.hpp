@@ -18,7 +18,10 @@ inline constexpr int kListedTileBytes = 80;
 struct Arguments {
   CUtensorMap q, k, v;  // [64 columns, row, chunk, head, batch]
   KernelParams params;
-  ListedTile* tiles;  // workspace: all tiles, in the order in which they are worked on
+  // Workspace: the tiles that exist, in the order in which they are worked on, and how many.
+  ListedTile* tiles;
+  int* tile_count;
+  int most_tiles;  // that there is room for
 };
 
 }  // namespace bsfa::cuda::sm90

@@ -1,5 +1,6 @@
 #include "core/backend.hpp"
 
+#include <algorithm>
 #include <cstdint>
 
 #include "core/status.hpp"
@@ -56,6 +57,17 @@ Status check_operands(const Problem& problem) {
   return check_pointers(problem);
 }
 
+// The tiles of a call, or where lengths are on the device a bound: in a packed batch a sequence of
+// n rows touches at most n / 128 + 2 query blocks.
+std::int64_t most_tiles(const Problem& problem) {
+  std::int64_t q_blocks = problem.sequences.num_sequences * problem.q_blocks;
+  if (problem.sequences.packed) {
+    const std::int64_t rows = problem.q.shape[0] * problem.q.shape[1];
+    q_blocks = std::min(q_blocks, rows / kBlockM + 2 * problem.sequences.num_sequences);
+  }
+  return q_blocks * problem.num_heads_q;
+}
+
 Status plan(const Problem& problem, AttentionPlan* plan) {
   BSFA_RETURN_IF_ERROR(check_features(problem, "cuda-sm90"));
   BSFA_RETURN_IF_ERROR(check_family(problem));
@@ -70,9 +82,8 @@ Status plan(const Problem& problem, AttentionPlan* plan) {
   plan->kernel = text(forms[static_cast<int>(form_of(problem))], " ", kBlockM, "x", kBlockN, "x",
                       problem.head_dim, ", TMA and wgmma");
   plan->compute = dtype_name(problem.q.dtype);
-  const auto tiles = static_cast<std::size_t>(problem.sequences.num_sequences) *
-                     static_cast<std::size_t>(problem.num_heads_q * problem.q_blocks);
-  plan->workspace_bytes = kCounterBytes + tiles * kListedTileBytes;
+  plan->workspace_bytes =
+      kCounterBytes + static_cast<std::size_t>(most_tiles(problem)) * kListedTileBytes;
   return {};
 }
 
@@ -104,6 +115,8 @@ Status run(const Problem& problem) {
   BSFA_RETURN_IF_ERROR(prepare(prepare_params(problem, arguments.params), stream));
   if (problem.q_blocks == 0) return {};
 
+  arguments.most_tiles = static_cast<int>(most_tiles(problem));
+  arguments.tile_count = arguments.params.tile_counter + 1;
   arguments.tiles =
       reinterpret_cast<ListedTile*>(static_cast<char*>(problem.workspace) + kCounterBytes);
   BSFA_RETURN_IF_ERROR(list_tiles(arguments, form, stream));

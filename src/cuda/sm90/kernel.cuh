@@ -38,7 +38,10 @@ __global__ void __launch_bounds__(C::kThreads, 1)
     prefetch_tensor_map(&args.q);
     prefetch_tensor_map(&args.k);
     prefetch_tensor_map(&args.v);
-    for (int i = 0; i < C::kStreams; ++i) init_barriers(shared.state[i]);
+    for (int i = 0; i < C::kStreams; ++i) {
+      init_barriers(shared.state[i]);
+      shared.state[i].tile_count = *args.tile_count;
+    }
     fence_mbarrier_init();
   }
   __syncthreads();

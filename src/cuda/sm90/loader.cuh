@@ -49,7 +49,7 @@ struct Loader {
   __device__ __forceinline__ void hand_out(int index, int slot) const {
     if (!elect_one()) return;
     if (index == kDrawn) index = C::kStreams * gridDim.x + atomicAdd(args.params.tile_counter, 1);
-    if (index < total_tiles(args.params)) {
+    if (index < state.tile_count) {
       mbarrier_arrive_expect(&state.tile_full[slot], sizeof(ListedTile));
       copy_bytes(&state.tile[slot], &args.tiles[index], sizeof(ListedTile), &state.tile_full[slot]);
     } else {

@@ -8,10 +8,31 @@ namespace {
 
 constexpr int kThreads = 128;
 
+// For one block of threads. Lengths that do not fit the tensors are an error of the caller's, but
+// nothing is written outside the workspace.
+__device__ void count_tiles(const Arguments& args) {
+  __shared__ int q_blocks;
+  if (threadIdx.x == 0) q_blocks = 0;
+  __syncthreads();
+  for (int i = threadIdx.x; i < args.params.sequences.num_sequences; i += kThreads) {
+    atomicAdd(&q_blocks, query_blocks(args.params.sequences, i));
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    *args.tile_count = min(q_blocks * args.params.num_heads_q, args.most_tiles);
+  }
+}
+
 template <Form kForm>
 __global__ void list_kernel(const __grid_constant__ Arguments args) {
+  if (blockIdx.x == 0) count_tiles(args);
+  const KernelParams& p = args.params;
   const int index = blockIdx.x * kThreads + threadIdx.x;
-  if (index < total_tiles(args.params)) args.tiles[index] = listed_tile<kForm>(args.params, index);
+  if (index >= total_tiles(p)) return;
+  const ListedTile tile = listed_tile<kForm>(p, index);
+  if (tile.sequence < 0) return;
+  const int place = all_tiles_exist(p.sequences) ? index : tiles_before(p, tile);
+  if (place < args.most_tiles) args.tiles[place] = tile;
 }
 
 }  // namespace

@@ -23,15 +23,49 @@ __device__ inline BlockRange full_blocks(const SequenceLayout& sequences, const 
   return {max(0, (low + kBlockN - 1) >> 6), high >> 6};
 }
 
+// Query blocks that a sequence touches; the q_block of its tiles is below that.
+__device__ inline int query_blocks(const SequenceLayout& sequences, int sequence) {
+  const Sequence s = sequence_at(sequences, sequence);
+  if (s.seqlen_q <= 0) return 0;
+  const std::int64_t block = sequences.block.q;
+  return static_cast<int>(floor_div(s.q_offset + s.seqlen_q - 1, block) -
+                          floor_div(s.q_offset, block) + 1);
+}
+
+// Whether all sequences have as many query blocks as the longest: then every index is a tile.
+__device__ inline bool all_tiles_exist(const SequenceLayout& sequences) {
+  return !sequences.packed && sequences.seqused_k == nullptr && sequences.leftpad_k == nullptr;
+}
+
+// How many of the tiles that exist stand before one in the order of tile_at. Looks at all
+// sequences.
+__device__ inline int tiles_before(const KernelParams& p, const Tile& tile) {
+  const int kv_heads = p.num_heads_q / p.group;                 // of a sequence
+  const int kv_head = tile.sequence * kv_heads + tile.kv_head;  // of all
+  const int section = kv_head / p.section_kv_heads * p.section_kv_heads;
+  const int section_end = section + p.section_kv_heads;
+  int before = 0;  // in key/value heads
+  for (int sequence = 0; sequence < p.sequences.num_sequences; ++sequence) {
+    const int blocks = query_blocks(p.sequences, sequence);
+    const int first = sequence * kv_heads;
+    const auto heads_in = [&](int begin, int end) {
+      const int low = begin > first ? begin : first;
+      const int high = end < first + kv_heads ? end : first + kv_heads;
+      return high > low ? high - low : 0;
+    };
+    before += heads_in(0, section) * blocks;
+    if (blocks <= tile.q_block) continue;
+    before += heads_in(section, section_end) * (blocks - tile.q_block - 1);
+    before += heads_in(section, kv_head);
+  }
+  return before * p.group + tile.head % p.group;
+}
+
 template <Form kForm>
 __device__ inline ListedTile listed_tile(const KernelParams& p, int index) {
   ListedTile tile;
   static_cast<Tile&>(tile) = tile_at<kForm == Form::kGated>(p, index);
-  if (tile.sequence < 0) {  // no rows: nothing to compute, nothing to write
-    tile.sequence = 0;
-    tile.n_begin = tile.n_end = tile.row_begin = tile.row_end = 0;
-    return tile;
-  }
+  if (tile.sequence < 0) return tile;
   const BlockRange full = full_blocks(p.sequences, tile);
   tile.plain_begin = static_cast<int>(full.begin);
   tile.plain_end = static_cast<int>(full.end);

@@ -15,7 +15,7 @@ __device__ void count_tiles(const Arguments& args) {
   if (threadIdx.x == 0) q_blocks = 0;
   __syncthreads();
   for (int i = threadIdx.x; i < args.params.sequences.num_sequences; i += kThreads) {
-    atomicAdd(&q_blocks, query_blocks(args.params.sequences, i));
+    atomicAdd(&q_blocks, query_blocks(args.params, i));
   }
   __syncthreads();
   if (threadIdx.x == 0) {

@@ -23,13 +23,15 @@ __device__ inline BlockRange full_blocks(const SequenceLayout& sequences, const 
   return {max(0, (low + kBlockN - 1) >> 6), high >> 6};
 }
 
-// Query blocks that a sequence touches; the q_block of its tiles is below that.
-__device__ inline int query_blocks(const SequenceLayout& sequences, int sequence) {
-  const Sequence s = sequence_at(sequences, sequence);
+// Query blocks of a sequence, of which no more are worked on than max_seqlen_q leaves room for; the
+// q_block of its tiles is below that.
+__device__ inline int query_blocks(const KernelParams& p, int sequence) {
+  const Sequence s = sequence_at(p.sequences, sequence);
   if (s.seqlen_q <= 0) return 0;
-  const std::int64_t block = sequences.block.q;
-  return static_cast<int>(floor_div(s.q_offset + s.seqlen_q - 1, block) -
-                          floor_div(s.q_offset, block) + 1);
+  const std::int64_t block = p.sequences.block.q;
+  const std::int64_t touched =
+      floor_div(s.q_offset + s.seqlen_q - 1, block) - floor_div(s.q_offset, block) + 1;
+  return static_cast<int>(min(touched, std::int64_t{p.q_blocks}));
 }
 
 // Whether all sequences have as many query blocks as the longest: then every index is a tile.
@@ -46,7 +48,7 @@ __device__ inline int tiles_before(const KernelParams& p, const Tile& tile) {
   const int section_end = section + p.section_kv_heads;
   int before = 0;  // in key/value heads
   for (int sequence = 0; sequence < p.sequences.num_sequences; ++sequence) {
-    const int blocks = query_blocks(p.sequences, sequence);
+    const int blocks = query_blocks(p, sequence);
     const int first = sequence * kv_heads;
     const auto heads_in = [&](int begin, int end) {
       const int low = begin > first ? begin : first;

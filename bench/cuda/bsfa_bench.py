@@ -9,7 +9,7 @@ import torch
 
 _POINTERS = ["q", "k", "v", "out", "lse", "thresholds", "kept_blocks", "visible_blocks",
              "block_max", "stream", "workspace"]
-_SIZES = ["seqlen", "heads_q", "heads_kv", "head_dim", "causal", "bf16"]
+_SIZES = ["seqlen", "heads_q", "heads_kv", "head_dim", "causal", "bf16", "workspace_bytes"]
 
 
 class BenchCall(ctypes.Structure):
@@ -42,7 +42,8 @@ def make_call(q, k, v, out, causal=True, **optional):
         q=q.data_ptr(), k=k.data_ptr(), v=v.data_ptr(), out=out.data_ptr(),
         workspace=_workspace.data_ptr(), stream=torch.cuda.current_stream().cuda_stream,
         seqlen=q.shape[1], heads_q=q.shape[2], heads_kv=k.shape[2], head_dim=q.shape[3],
-        causal=int(causal), bf16=int(q.dtype == torch.bfloat16))
+        causal=int(causal), bf16=int(q.dtype == torch.bfloat16),
+        workspace_bytes=_workspace.numel())
     keep = [q, k, v, out]
     for name, tensor in optional.items():
         setattr(call, name, tensor.data_ptr())

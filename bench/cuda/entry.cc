@@ -1,3 +1,4 @@
+#include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <string>
@@ -26,13 +27,14 @@ struct BenchCall {
   std::int64_t* visible_blocks;  // likewise
   float* block_max;              // [heads_q, q blocks, kv blocks] or null
   void* stream;
-  void* workspace;  // 16 MB
+  void* workspace;
   std::int64_t seqlen;
   std::int64_t heads_q;
   std::int64_t heads_kv;
   std::int64_t head_dim;
   std::int64_t causal;
   std::int64_t bf16;
+  std::int64_t workspace_bytes;
 };
 
 // 0, or -1 with the reason in `message`.
@@ -72,7 +74,7 @@ __attribute__((visibility("default"))) int bench_attention(const BenchCall* call
     params.backend = backend;
     params.stream = call->stream;
     params.workspace = call->workspace;
-    params.workspace_bytes = 16 << 20;
+    params.workspace_bytes = static_cast<std::size_t>(call->workspace_bytes);
     attention_forward(params);
     return 0;
   } catch (const std::exception& error) {

@@ -22,7 +22,7 @@ namespace {
 using namespace cuda;
 using namespace cuda::sm90;
 
-constexpr std::size_t kCounterBytes = 256;  // the tile counter, on lines of its own
+constexpr std::size_t kCounterBytes = 256;  // the tile counter and, after it, the tile count
 
 bool available() { return any_device(9, 0); }
 

@@ -70,7 +70,7 @@ struct alignas(16) NextTile {
 template <typename C>
 struct StreamState {
   ListedTile tile[2];  // the one worked on, and the next
-  int tile_count;      // of the list
+  int tile_count;      // how many the list has
   NextTile next;       // where there are no producers
   // A block's k_empty says that all warps have its scores, and so are done with the values of the
   // one before. The other *_empty are for producers.

@@ -21,7 +21,7 @@
 namespace bsfa::cuda::sm90 {
 
 // Zeroes the rows of a V block from `rows` on: zero probabilities times anything must be zero. For
-// all threads of a stream; ordered before its later products. Rare, so kept out of the loop.
+// all threads of a stream; ordered before its later products.
 template <typename C>
 __device__ __forceinline__ void zero_value_rows(std::uint8_t* block, int rows, int barrier) {
   const int vectors = (kBlockN - rows) * 8;

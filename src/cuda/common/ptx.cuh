@@ -53,7 +53,7 @@ __device__ __forceinline__ bool mbarrier_test(std::uint64_t* barrier, std::uint3
   return done != 0;
 }
 
-__device__ __forceinline__ void mbarrier_wait(std::uint64_t* barrier, std::uint32_t parity) {
+__device__ __forceinline__ void mbarrier_wait(const std::uint64_t* barrier, std::uint32_t parity) {
   asm volatile(
       "{\n"
       ".reg .pred done;\n"
@@ -65,6 +65,21 @@ __device__ __forceinline__ void mbarrier_wait(std::uint64_t* barrier, std::uint3
       "}\n" ::"r"(shared_address(barrier)),
       "r"(parity)
       : "memory");
+}
+
+// Whether the phase is over, after waiting for some time.
+__device__ __forceinline__ bool mbarrier_try(std::uint64_t* barrier, std::uint32_t parity) {
+  int done;
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%1], %2;\n"
+      "selp.s32 %0, 1, 0, done;\n"
+      "}\n"
+      : "=r"(done)
+      : "r"(shared_address(barrier)), "r"(parity)
+      : "memory");
+  return done != 0;
 }
 
 // --- barriers of some of the block's threads ---

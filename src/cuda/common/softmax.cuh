@@ -76,6 +76,17 @@ __device__ __forceinline__ float warp_max(float x) {
   return x;
 }
 
+template <typename T>
+__device__ __forceinline__ std::uint32_t pack(float low, float high) {
+  std::uint32_t result;
+  if constexpr (std::is_same_v<T, __half>) {
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
+  } else {
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
+  }
+  return result;
+}
+
 // The running softmax of a thread's two rows.
 //
 // Probabilities are exp2(score * scale_log2 - reference * scale_log2); the reference follows the
@@ -98,6 +109,8 @@ struct RunningSoftmax {
     }
   }
 
+  // Scores become probabilities, packed in pairs in the first 16 registers: the A operand of P V.
+  template <typename T>
   __device__ __forceinline__ void exponentiate(float* s, float scale_log2) {
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
@@ -115,18 +128,9 @@ struct RunningSoftmax {
       }
       sum[row] += partial[0] + partial[1];
     }
+#pragma unroll
+    for (int i = 0; i < 16; ++i) s[i] = __uint_as_float(pack<T>(s[2 * i], s[2 * i + 1]));
   }
 };
-
-template <typename T>
-__device__ __forceinline__ std::uint32_t pack(float low, float high) {
-  std::uint32_t result;
-  if constexpr (std::is_same_v<T, __half>) {
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
-  } else {
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
-  }
-  return result;
-}
 
 }  // namespace bsfa::cuda

@@ -44,6 +44,9 @@ struct Config {
       (kLaunchRegisters * (kStreams + 1) - kProducerRegisters) / kStreams / 8 * 8;
 
   static constexpr int kChunks = kHeadDim / 64;  // 128-byte columns of a row
+  // Whether streams take turns with the products of blocks that are kept. Two whose products run at
+  // the same time slow each other down, and then both have exponentials at the same time.
+  static constexpr bool kTurns = kGated && kStreams == 2;
   // Values of a block that is gated are asked for when all are done with the last.
   static constexpr int kStagesV = kGated ? 1 : kHeadDim == 128 ? 2 : 3;
   static constexpr int kStagesK = (kHeadDim == 128 ? 5 : 7) - kStagesV;
@@ -78,6 +81,7 @@ struct StreamState {
   std::uint64_t k_full[C::kStagesK], k_empty[C::kStagesK];
   std::uint64_t v_full[C::kStagesV], v_empty[C::kStagesV];
   std::uint64_t tile_full[2], tile_empty[2];
+  std::uint64_t turn;  // kTurns; in an odd phase while this stream has it
   alignas(16) int block_max[2][kMaxima][C::kStreamWarps];  // of warps' rows, as ordered integers
 };
 

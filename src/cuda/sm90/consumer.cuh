@@ -49,6 +49,8 @@ struct Consumer : Loader<C> {
   static constexpr int kValuesAhead = C::kStagesV - 1;
   // Whether the range of plain blocks is kept in registers. Else it is read again for each block.
   static constexpr bool kPlainKept = C::kForm == Form::kDense && !C::kProducers;
+  // Whether the place of the values is: what is read after the vote delays them.
+  static constexpr bool kOriginKept = kGated && C::kHeadDim == 128;
   static constexpr int kOutRegisters = C::kHeadDim / 2;
 
   const int stream;
@@ -63,6 +65,7 @@ struct Consumer : Loader<C> {
   RingPosition<C::kStagesK> k_ring;
   RingPosition<C::kStagesV> v_ring;
   bool loads;          // whether this is the first warp of the stream
+  bool takes_turns;    // whether it is the one that does so for the stream
   int next_keys;       // negative: not known to be there; else kept_above, if blocks are gated
   std::uint32_t keys;  // shared memory of the next keys, uniform
   bool plain;          // of the block whose scores are in s, see ListedTile; false after the last
@@ -73,6 +76,7 @@ struct Consumer : Loader<C> {
   // Of the tile.
   int n_begin, n_end;
   int plain_begin, plain_end;  // kPlainKept
+  KeyOrigin key_origin;        // kOriginKept
   int kept_blocks;             // so far
   int kept_above = 0;          // a plain block with a score whose bits are above these is kept
   float* max_row;              // block maxima of the tile
@@ -159,11 +163,11 @@ struct Consumer : Loader<C> {
   __device__ __forceinline__ void load_ahead(int n) {
     mbarrier_wait(&state.k_empty[k_ring.before()], k_ring.phase_before());
     if (n - kValuesAhead >= n_begin) {
-      Base::load_values(current_tile(), n - kValuesAhead,
+      Base::load_values(Base::origin(current_tile()), n - kValuesAhead,
                         (v_ring.stage + kValuesAhead) % C::kStagesV);
     }
     if (n - C::kStagesK >= n_begin) {
-      Base::load_keys(current_tile(), n - C::kStagesK, k_ring.before());
+      Base::load_keys(Base::origin(current_tile()), n - C::kStagesK, k_ring.before());
     }
     if (n <= n_begin + Base::kDrawAhead) prepare_next(n);
   }
@@ -184,12 +188,12 @@ struct Consumer : Loader<C> {
       const Tile& tile = next_tile();
       const int blocks = tile.n_end - tile.n_begin;
       if (left < kValuesAhead && next.values < blocks) {
-        Base::load_values(tile, tile.n_end - 1 - next.values,
+        Base::load_values(Base::origin(tile), tile.n_end - 1 - next.values,
                           (v_ring.stage + left + 1 + next.values) % C::kStagesV);
         ++next.values;
       }
       if (next.keys < blocks) {
-        Base::load_keys(tile, tile.n_end - 1 - next.keys,
+        Base::load_keys(Base::origin(tile), tile.n_end - 1 - next.keys,
                         (k_ring.stage + left + next.keys) % C::kStagesK);
         ++next.keys;
       }
@@ -213,12 +217,12 @@ struct Consumer : Loader<C> {
     const int blocks = n_end - n_begin;
 #pragma unroll 1
     for (int i = ready.keys; i < min(C::kStagesK, blocks); ++i) {
-      Base::load_keys(tile, n_end - 1 - i, (k_ring.stage + i) % C::kStagesK);
+      Base::load_keys(Base::origin(tile), n_end - 1 - i, (k_ring.stage + i) % C::kStagesK);
     }
     if (!ready.queries) Base::load_queries(tile);
 #pragma unroll 1
     for (int i = ready.values; i < min(kValuesAhead, blocks); ++i) {
-      Base::load_values(tile, n_end - 1 - i, (v_ring.stage + i) % C::kStagesV);
+      Base::load_values(Base::origin(tile), n_end - 1 - i, (v_ring.stage + i) % C::kStagesV);
     }
     set_next({});
   }
@@ -294,7 +298,7 @@ struct Consumer : Loader<C> {
   __device__ __forceinline__ void keep(int n) {
     ++kept_blocks;
     if (!loads) return;
-    Base::load_values(current_tile(), n, v_ring.stage);
+    Base::load_values(kOriginKept ? key_origin : Base::origin(current_tile()), n, v_ring.stage);
     const KernelParams& p = args.params;
     if (p.kept_mask != nullptr && elect_one()) [[unlikely]] {
       const Tile& tile = current_tile();
@@ -352,16 +356,23 @@ struct Consumer : Loader<C> {
   }
 
   __device__ __forceinline__ void exponentiate(int half) {
-    softmax[half].exponentiate(s[half], args.params.scale_log2);
-#pragma unroll
-    for (int i = 0; i < 16; ++i) {
-      s[half][i] = __uint_as_float(pack<T>(s[half][2 * i], s[half][2 * i + 1]));
-    }
+    softmax[half].template exponentiate<T>(s[half], args.params.scale_log2);
   }
 
-  // Waits for V of block n, the next of the ring.
+  // Waits for V of block n, the next of the ring, with the first half's probabilities.
   __device__ __forceinline__ void wait_values(int n) {
-    mbarrier_wait(&state.v_full[v_ring.stage], v_ring.phase);
+    if constexpr (kGated) {
+      // ptxas leaves the packing of the probabilities for after the wait, unless it may be that
+      // they change while it lasts. n_begin is not negative, which it does not know.
+      while (!mbarrier_try(&state.v_full[v_ring.stage], v_ring.phase)) {
+#pragma unroll
+        for (int i = 0; i < 16; ++i) {
+          s[0][i] = __int_as_float(__float_as_int(s[0][i]) ^ (n_begin >> 31));
+        }
+      }
+    } else {
+      mbarrier_wait(&state.v_full[v_ring.stage], v_ring.phase);
+    }
     if (args.params.zero_value_tail) {
       const int rows = current_tile().seqlen_k - n * kBlockN;
       if (rows < kBlockN) zero_value_rows<C>(data.v[v_ring.stage], rows, 1 + stream);
@@ -384,6 +395,23 @@ struct Consumer : Loader<C> {
   __device__ __forceinline__ void receive_values(int half) {
     pin_registers(s[half]);
     pin_registers(out[half]);
+  }
+
+  // Waits until the other stream has started its products, and says that this one is about to. One
+  // warp does; the products of the others wait for its own. Both may go on at once if they come at
+  // the same time: it is for speed alone.
+  __device__ __forceinline__ void take_turn() {
+    if (!C::kTurns || !takes_turns) return;
+    mbarrier_wait(&(&state)[1 - 2 * stream].turn, 1);
+    if (elect_one()) mbarrier_arrive(&state.turn);
+  }
+
+  // The waits are for phases that are over: to synccheck one that nobody waited for is an error.
+  __device__ __forceinline__ void pass_turn() {
+    if (!C::kTurns || !takes_turns) return;
+    mbarrier_wait(&state.turn, 0);
+    if (elect_one()) mbarrier_arrive(&state.turn);
+    mbarrier_wait(&state.turn, 1);
   }
 
   __device__ __forceinline__ void release_values() {
@@ -409,6 +437,7 @@ struct Consumer : Loader<C> {
     if constexpr (kHalves == 2) {
       exponentiate(1);
       if (n > n_begin) wait_keys();
+      take_turn();
       issue_values(1);
     }
     if (!C::kProducers && loads) load_ahead(n);
@@ -421,8 +450,10 @@ struct Consumer : Loader<C> {
         receive_values(1);
         release_values();
         issue_scores(1);
+        pass_turn();
         receive_scores(n - 1);
       } else {
+        pass_turn();
         wgmma_wait<0>();
         receive_values(0);
         receive_values(1);
@@ -448,6 +479,11 @@ struct Consumer : Loader<C> {
     if constexpr (kPlainKept) {
       plain_begin = __shfl_sync(0xffffffffu, tile.plain_begin, 0);
       plain_end = __shfl_sync(0xffffffffu, tile.plain_end, 0);
+    }
+    if constexpr (kOriginKept) {
+      key_origin = {__shfl_sync(0xffffffffu, tile.k_row, 0),
+                    __shfl_sync(0xffffffffu, tile.kv_head, 0),
+                    __shfl_sync(0xffffffffu, tile.batch, 0)};
     }
     if constexpr (kCalibrating) {
       const KernelParams& p = args.params;
@@ -515,6 +551,7 @@ struct Consumer : Loader<C> {
   __device__ __forceinline__ void run() {
     queries = uniform(shared_address(data.q) + thread() / kWarpgroup * (64 * 128));
     loads = uniform(thread() / 32) == 0;
+    takes_turns = uniform(thread() / 32) == 1;
     if (!C::kProducers && loads) {
       set_next({});
       Base::hand_out(blockIdx.x + stream * gridDim.x, 0);

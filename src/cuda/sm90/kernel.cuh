@@ -13,6 +13,7 @@ template <typename C>
 __device__ __forceinline__ void init_barriers(StreamState<C>& state) {
   mbarrier_init(&state.q_full, 1);
   mbarrier_init(&state.q_empty, C::kStreamWarps);
+  mbarrier_init(&state.turn, 1);
   for (int i = 0; i < C::kStagesK; ++i) {
     mbarrier_init(&state.k_full[i], 1);
     mbarrier_init(&state.k_empty[i], C::kStreamWarps);
@@ -38,6 +39,9 @@ __global__ void __launch_bounds__(C::kThreads, 1)
     prefetch_tensor_map(&args.q);
     prefetch_tensor_map(&args.k);
     prefetch_tensor_map(&args.v);
+    // Unrolled, ptxas serialises the products of gated forms (C7511), however little there is to
+    // it.
+#pragma unroll 1
     for (int i = 0; i < C::kStreams; ++i) {
       init_barriers(shared.state[i]);
       shared.state[i].tile_count = *args.tile_count;

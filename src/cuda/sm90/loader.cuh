@@ -18,6 +18,11 @@ __device__ __forceinline__ void load_box(void* target, const CUtensorMap& map, i
   copy_box(target, &map, full, 0, row, 0, head, batch);
 }
 
+// Where the keys and values of a tile begin: tensor row of key 0, head, batch entry.
+struct KeyOrigin {
+  int row, head, batch;
+};
+
 template <typename C>
 struct Loader {
   // Blocks left when the next tile is drawn: enough to hide that, however few of them are kept.
@@ -32,14 +37,18 @@ struct Loader {
     load_box(data.q, args.q, C::kQBytes, &state.q_full, tile.q_row, tile.head, tile.batch);
   }
 
-  __device__ __forceinline__ void load_keys(const Tile& tile, int block, int stage) const {
-    load_box(data.k[stage], args.k, C::kBlockBytes, &state.k_full[stage],
-             tile.k_row + block * kBlockN, tile.kv_head, tile.batch);
+  static __device__ __forceinline__ KeyOrigin origin(const Tile& tile) {
+    return {tile.k_row, tile.kv_head, tile.batch};
   }
 
-  __device__ __forceinline__ void load_values(const Tile& tile, int block, int stage) const {
+  __device__ __forceinline__ void load_keys(const KeyOrigin& from, int block, int stage) const {
+    load_box(data.k[stage], args.k, C::kBlockBytes, &state.k_full[stage],
+             from.row + block * kBlockN, from.head, from.batch);
+  }
+
+  __device__ __forceinline__ void load_values(const KeyOrigin& from, int block, int stage) const {
     load_box(data.v[stage], args.v, C::kBlockBytes, &state.v_full[stage],
-             tile.k_row + block * kBlockN, tile.kv_head, tile.batch);
+             from.row + block * kBlockN, from.head, from.batch);
   }
 
   // In place of an index: that of the next tile.

@@ -36,7 +36,7 @@ struct Producer : Loader<C> {
   __device__ __forceinline__ void load(const Tile& tile, int n) {
     if (n >= tile.n_begin) {
       mbarrier_wait(&state.k_empty[k_ring.stage], k_ring.phase ^ 1);
-      Base::load_keys(tile, n, k_ring.stage);
+      Base::load_keys(Base::origin(tile), n, k_ring.stage);
       k_ring.advance();
     }
     if (n == max(tile.n_end - kLag, tile.n_begin)) {
@@ -46,7 +46,7 @@ struct Producer : Loader<C> {
     }
     if (!C::kGated && n + kLag < tile.n_end) {
       mbarrier_wait(&state.v_empty[v_ring.stage], v_ring.phase ^ 1);
-      Base::load_values(tile, n + kLag, v_ring.stage);
+      Base::load_values(Base::origin(tile), n + kLag, v_ring.stage);
       v_ring.advance();
     }
   }

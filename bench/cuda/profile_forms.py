@@ -1,5 +1,6 @@
 """One call of each form of the kernel, for a profiler: dense, gated with every block kept, gated with
-thresholds of +inf. Causal, batch 1, 32 query and 8 key/value heads, bf16, random data.
+thresholds of +inf, calibrating, gated at densities of about 0.5 and 0.24. Causal, batch 1, 32 query
+and 8 key/value heads, bf16, random data.
 
   BSFA_BENCH_LIBRARY=<path>/libbsfa_bench_cuda.so ncu --clock-control none \
       -k regex:attention_kernel --section SpeedOfLight --section WarpStateStats \
@@ -9,6 +10,7 @@ thresholds of +inf. Causal, batch 1, 32 query and 8 key/value heads, bf16, rando
 import sys
 
 import torch
+from attention import thresholds_for
 from bsfa_bench import make_call, random_data
 
 
@@ -22,6 +24,12 @@ def main():
     for threshold in (-1e30, float("inf")):
         table = torch.full((32, q_blocks), threshold, device="cuda")
         make_call(q, k, v, out, thresholds=table)()
+        torch.cuda.synchronize()
+    block_max = torch.empty(32, q_blocks, (tokens + 63) // 64, device="cuda")
+    make_call(q, k, v, out, block_max=block_max)()
+    torch.cuda.synchronize()
+    for density in (0.5, 0.24):
+        make_call(q, k, v, out, thresholds=thresholds_for(density, block_max))()
         torch.cuda.synchronize()
 
 

@@ -53,7 +53,7 @@ __device__ __forceinline__ bool mbarrier_test(std::uint64_t* barrier, std::uint3
   return done != 0;
 }
 
-__device__ __forceinline__ void mbarrier_wait(const std::uint64_t* barrier, std::uint32_t parity) {
+__device__ __forceinline__ void mbarrier_wait(std::uint64_t* barrier, std::uint32_t parity) {
   asm volatile(
       "{\n"
       ".reg .pred done;\n"

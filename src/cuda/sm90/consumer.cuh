@@ -363,7 +363,7 @@ struct Consumer : Loader<C> {
   __device__ __forceinline__ void wait_values(int n) {
     if constexpr (kGated) {
       // ptxas leaves the packing of the probabilities for after the wait, unless it may be that
-      // they change while it lasts. n_begin is not negative, which it does not know.
+      // they change while it lasts. They do not: where there are blocks n_begin is not negative.
       while (!mbarrier_try(&state.v_full[v_ring.stage], v_ring.phase)) {
 #pragma unroll
         for (int i = 0; i < 16; ++i) {

@@ -8,11 +8,14 @@
 
 // One CUDA block for each row of maxima: the row is sorted in shared memory, and every budget reads
 // its two neighbours.
+//
+// A bitonic sort. Thread t works on the pairs t, t + blockDim, ...: while pairs are at most 32
+// apart a warp has 64 values for itself, and needs nobody else.
 
 namespace bsfa::cuda {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kMaxThreads = 256;
 constexpr int kMaxBudgets = 64;
 constexpr int kMaxColumns = 32768;  // 128 KB of shared memory; two million tokens
 
@@ -31,11 +34,11 @@ struct OrderParams {
 
 // Sorts `count` (a power of two) values, largest first.
 __device__ void sort_descending(float* values, int count) {
+  __syncthreads();
   for (int size = 2; size <= count; size *= 2) {
     for (int stride = size / 2; stride > 0; stride /= 2) {
-      __syncthreads();
-      for (int pair = threadIdx.x; pair < count / 2; pair += kThreads) {
-        const int low = pair / stride * 2 * stride + pair % stride;
+      for (int pair = threadIdx.x; pair < count / 2; pair += blockDim.x) {
+        const int low = (pair & -stride) * 2 + (pair & (stride - 1));
         const float a = values[low];
         const float b = values[low + stride];
         const bool descending = (low & size) == 0;
@@ -44,12 +47,19 @@ __device__ void sort_descending(float* values, int count) {
           values[low + stride] = a;
         }
       }
+      // The next step's pairs are half as far apart, or as far as they get in the next size.
+      const int next = stride > 1 ? stride / 2 : size;
+      if (stride > 32 || next > 32) {
+        __syncthreads();
+      } else {
+        __syncwarp();
+      }
     }
   }
   __syncthreads();
 }
 
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kMaxThreads)
     order_kernel(const __grid_constant__ OrderParams params) {
   extern __shared__ float values[];
   __shared__ int first, last, candidates;
@@ -62,13 +72,21 @@ __global__ void __launch_bounds__(kThreads)
     candidates = 0;
   }
   __syncthreads();
-  for (int c = threadIdx.x; c < params.columns; c += kThreads) {
+  int low = params.columns;
+  int high = -1;
+  for (int c = threadIdx.x; c < params.columns; c += blockDim.x) {
     const float value = from[c * params.from_stride[2]];
     values[c] = value;
     if (value != -INFINITY) {
-      atomicMin(&first, c);
-      atomicMax(&last, c);
+      low = min(low, c);
+      high = c;
     }
+  }
+  low = __reduce_min_sync(0xffffffffu, low);
+  high = __reduce_max_sync(0xffffffffu, high);
+  if (threadIdx.x % 32 == 0) {
+    atomicMin(&first, low);
+    atomicMax(&last, high);
   }
   __syncthreads();
   // Candidates to the front of the order; what is outside or always kept becomes -inf.
@@ -78,7 +96,7 @@ __global__ void __launch_bounds__(kThreads)
   while (padded < count) padded *= 2;
   bool finite = true;
   int mine = 0;
-  for (int c = threadIdx.x; c < params.columns; c += kThreads) {
+  for (int c = threadIdx.x; c < params.columns; c += blockDim.x) {
     if (c < first || c > last) continue;
     finite = finite && isfinite(values[c]);
     if (diagonal.contains(params.first_kv_block + c)) {
@@ -87,13 +105,14 @@ __global__ void __launch_bounds__(kThreads)
       ++mine;
     }
   }
-  atomicAdd(&candidates, mine);
+  mine = __reduce_add_sync(0xffffffffu, mine);
+  if (threadIdx.x % 32 == 0) atomicAdd(&candidates, mine);
   finite = __syncthreads_and(finite);
   if (finite) {
     // The row starts at column `first`; what lies past its end must not come in.
     const int shift = first < params.columns ? first : 0;
     if (shift > 0) {  // a model's window: move the row to the front, a stretch at a time
-      for (int begin = 0; begin < count; begin += kThreads) {
+      for (int begin = 0; begin < count; begin += blockDim.x) {
         const int c = begin + threadIdx.x;
         const float value = c < count ? values[shift + c] : 0;
         __syncthreads();
@@ -101,10 +120,10 @@ __global__ void __launch_bounds__(kThreads)
         __syncthreads();
       }
     }
-    for (int c = count + threadIdx.x; c < padded; c += kThreads) values[c] = -INFINITY;
+    for (int c = count + threadIdx.x; c < padded; c += blockDim.x) values[c] = -INFINITY;
     sort_descending(values, padded);
   }
-  for (int n = threadIdx.x; n < params.num_budgets; n += kThreads) {
+  for (int n = threadIdx.x; n < params.num_budgets; n += blockDim.x) {
     const std::int64_t budget = params.budgets[n];
     float threshold = -INFINITY;
     if (!finite) {
@@ -160,7 +179,8 @@ Status select_thresholds(const SelectThresholdsParams& params) {
       check(cudaFuncSetAttribute(order_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
             "shared memory of the order statistics"));
   const dim3 grid(static_cast<unsigned>(shape[1]), static_cast<unsigned>(shape[0]));
-  order_kernel<<<grid, kThreads, bytes, static_cast<cudaStream_t>(params.stream)>>>(p);
+  const int threads = std::clamp(padded / 2, 32, kMaxThreads);
+  order_kernel<<<grid, threads, bytes, static_cast<cudaStream_t>(params.stream)>>>(p);
   return check(cudaGetLastError(), "launch of the order statistics");
 }
 

@@ -139,6 +139,22 @@ __device__ __forceinline__ void fence_async_proxy() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
+// --- global memory ---
+
+// *address = max(*address, value). Floats that are not negative have the order of their bits, the
+// others the opposite one; NaN without a sign is above all.
+__device__ __forceinline__ void reduce_max(float* address, float value) {
+  asm volatile(
+      "{\n"
+      ".reg .pred up;\n"
+      "setp.ge.s32 up, %1, 0;\n"
+      "@up red.relaxed.gpu.global.max.s32 [%0], %1;\n"
+      "@!up red.relaxed.gpu.global.min.u32 [%0], %1;\n"
+      "}\n" ::"l"(address),
+      "r"(__float_as_int(value))
+      : "memory");
+}
+
 // --- threads of a warp ---
 
 // True in one thread of a warp, the same each time. The compiler knows that it is one.

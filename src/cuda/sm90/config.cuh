@@ -12,9 +12,6 @@ namespace bsfa::cuda::sm90 {
 inline constexpr int kWarpgroup = 128;
 inline constexpr int kProducerRegisters = 24;
 
-// Block maxima are written so many at a time.
-inline constexpr int kMaxima = 8;
-
 // A CTA is some streams of tiles that share nothing but the multiprocessor. The 128 rows of a tile
 // are in one warpgroup, as two halves of 64, or in two, with one half each:
 //
@@ -82,7 +79,6 @@ struct StreamState {
   std::uint64_t v_full[C::kStagesV], v_empty[C::kStagesV];
   std::uint64_t tile_full[2], tile_empty[2];
   std::uint64_t turn;  // kTurns; in an odd phase while this stream has it
-  alignas(16) int block_max[2][kMaxima][C::kStreamWarps];  // of warps' rows, as ordered integers
 };
 
 template <typename C>

@@ -60,8 +60,8 @@ struct Consumer : Loader<C> {
   float s[kHalves][32];  // scores of a block, then its probabilities
   int bits;              // of the largest of the scores, see positive_bits
   RunningSoftmax softmax[kHalves];
-  float limit;    // scores up to it need no other references of the softmax
-  bool outgrown;  // kGated: any_outgrown() of the block that is decided on
+  float limit;  // scores up to it need no other references of the softmax; kCalibrating: the warp's
+  bool outgrown;  // any_outgrown() of the block, where it is known before follow_maxima()
   RingPosition<C::kStagesK> k_ring;
   RingPosition<C::kStagesV> v_ring;
   bool loads;          // whether this is the first warp of the stream
@@ -71,7 +71,6 @@ struct Consumer : Loader<C> {
   bool plain;          // of the block whose scores are in s, see ListedTile; false after the last
   RingPosition<2> tile_ring;
   std::uint32_t q_phase = 0;
-  int parity = 0;  // of the slots of block maxima
 
   // Of the tile.
   int n_begin, n_end;
@@ -80,7 +79,7 @@ struct Consumer : Loader<C> {
   int kept_blocks;             // so far
   int kept_above = 0;          // a plain block with a score whose bits are above these is kept
   float* max_row;              // block maxima of the tile
-  float block_largest;  // of this thread's scores of the block, where block maxima are asked for
+  int warp_largest;  // kCalibrating: of the warp's scores of the block, as an ordered integer
 
   __device__ __forceinline__ int thread() const { return threadIdx.x % C::kStreamThreads; }
   __device__ __forceinline__ bool leader() const { return threadIdx.x % 32 == 0; }
@@ -237,9 +236,8 @@ struct Consumer : Loader<C> {
     }
   }
 
-  // The largest of this thread's scores of a plain block.
+  // The largest of this thread's scores.
   __device__ __forceinline__ float largest() const {
-    if (bits > 0) return __int_as_float(bits);
     float result = -INFINITY;
 #pragma unroll
     for (int half = 0; half < kHalves; ++half) result = max_nan(result, largest_score(s[half]));
@@ -271,7 +269,6 @@ struct Consumer : Loader<C> {
       outgrown = any_outgrown();
       return differs_from<0>(vote(bits > above));
     } else {
-      if constexpr (kCalibrating) block_largest = plain ? largest() : largest_seen();
       return differs_from<-1>(n);
     }
   }
@@ -307,25 +304,23 @@ struct Consumer : Loader<C> {
     }
   }
 
-  // Notes the largest score of block n, and writes those of the last blocks where kMaxima of them,
-  // or all that the tile has, are there.
-  __device__ __forceinline__ void note_block_maximum(int n) {
-    const int of_warp = __reduce_max_sync(0xffffffffu, ordered_bits(block_largest));
-    const int slot = n % kMaxima;
-    if (leader()) state.block_max[parity][slot][thread() / 32] = of_warp;
-    if (slot != 0 && n != n_begin) return;
-    barrier_sync(1 + stream, C::kStreamThreads);
-    const int block = n - slot + thread();
-    if (thread() >= slot && thread() < kMaxima && block < n_end) {
-      int best = state.block_max[parity][thread()][0];
-#pragma unroll
-      for (int i = 1; i < C::kStreamWarps; ++i) {
-        best = max(best, state.block_max[parity][thread()][i]);
-      }
-      max_row[block * args.params.max_stride[3]] =
-          from_ordered_bits(best) * args.params.softmax_scale;
+  // kCalibrating: finds the largest score of this warp's rows that are present, and whether a
+  // reference of the softmax is outgrown. One reduction tells both where the block is plain and has
+  // a positive score.
+  __device__ __forceinline__ void find_largest() {
+    warp_largest = __reduce_max_sync(0xffffffffu, bits);
+    outgrown = !(__int_as_float(warp_largest) <= limit);
+    if (!plain || warp_largest <= 0) {
+      warp_largest =
+          __reduce_max_sync(0xffffffffu, ordered_bits(plain ? largest() : largest_seen()));
     }
-    parity ^= 1;
+  }
+
+  // The maximum of block n, -inf before any warp comes, becomes this warp's if that is more.
+  __device__ __forceinline__ void write_largest(int n) {
+    if (!elect_one()) return;
+    reduce_max(&max_row[n * args.params.max_stride[3]],
+               from_ordered_bits(warp_largest) * args.params.softmax_scale);
   }
 
   // Whether a score of this warp's has outgrown its reference of the softmax, or is NaN.
@@ -335,7 +330,8 @@ struct Consumer : Loader<C> {
 
   // Moves the references of the softmax where the scores have outgrown them.
   __device__ __forceinline__ void follow_maxima() {
-    if (kGated ? !outgrown : !any_outgrown()) return;
+    if constexpr (kCalibrating) find_largest();
+    if (kGated || kCalibrating ? !outgrown : !any_outgrown()) return;
     const float slack = args.params.slack;
     limit = INFINITY;
 #pragma unroll
@@ -352,6 +348,9 @@ struct Consumer : Loader<C> {
         for (int i = 0; i < kOutRegisters; ++i) out[half][i] *= factor[i / 2 % 2];
       }
       limit = fminf(limit, fminf(running.reference[0], running.reference[1]) + slack);
+    }
+    if constexpr (kCalibrating) {
+      limit = from_ordered_bits(__reduce_min_sync(0xffffffffu, ordered_bits(limit)));
     }
   }
 
@@ -433,7 +432,7 @@ struct Consumer : Loader<C> {
     exponentiate(0);
     wait_values(n);
     issue_values(0);
-    if constexpr (kCalibrating) note_block_maximum(n);
+    if constexpr (kCalibrating) write_largest(n);
     if constexpr (kHalves == 2) {
       exponentiate(1);
       if (n > n_begin) wait_keys();

@@ -349,7 +349,7 @@ struct Consumer : Loader<C> {
       }
       limit = fminf(limit, fminf(running.reference[0], running.reference[1]) + slack);
     }
-    if constexpr (kCalibrating) {
+    if constexpr (kCalibrating) {  // the warp's, as find_largest() has one score of the warp
       limit = from_ordered_bits(__reduce_min_sync(0xffffffffu, ordered_bits(limit)));
     }
   }

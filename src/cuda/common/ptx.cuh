@@ -155,6 +155,19 @@ __device__ __forceinline__ void reduce_max(float* address, float value) {
       : "memory");
 }
 
+// The same of a value that is not negative, or is too small to matter, once for a warp whose threads
+// agree on both.
+__device__ __forceinline__ void reduce_max_positive(float* address, float value) {
+  asm volatile(
+      "{\n"
+      ".reg .pred elected;\n"
+      "elect.sync _|elected, 0xffffffff;\n"
+      "@elected red.relaxed.gpu.global.max.s32 [%0], %1;\n"
+      "}\n" ::"l"(address),
+      "r"(__float_as_int(value))
+      : "memory");
+}
+
 // --- threads of a warp ---
 
 // True in one thread of a warp, the same each time. The compiler knows that it is one.

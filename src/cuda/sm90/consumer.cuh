@@ -78,8 +78,8 @@ struct Consumer : Loader<C> {
   KeyOrigin key_origin;        // kOriginKept
   int kept_blocks;             // so far
   int kept_above = 0;          // a plain block with a score whose bits are above these is kept
-  float* max_row;              // block maxima of the tile
-  int warp_largest;  // kCalibrating: of the warp's scores of the block, as an ordered integer
+  float* next_max;   // kCalibrating: where the maximum of the next block to be written is
+  int warp_largest;  // kCalibrating: bits of the largest of the warp's scores of the block
 
   __device__ __forceinline__ int thread() const { return threadIdx.x % C::kStreamThreads; }
   __device__ __forceinline__ bool leader() const { return threadIdx.x % 32 == 0; }
@@ -304,23 +304,21 @@ struct Consumer : Loader<C> {
     }
   }
 
-  // kCalibrating: finds the largest score of this warp's rows that are present, and whether a
-  // reference of the softmax is outgrown. One reduction tells both where the block is plain and has
-  // a positive score.
-  __device__ __forceinline__ void find_largest() {
-    warp_largest = __reduce_max_sync(0xffffffffu, bits);
-    outgrown = !(__int_as_float(warp_largest) <= limit);
-    if (!plain || warp_largest <= 0) {
-      warp_largest =
-          __reduce_max_sync(0xffffffffu, ordered_bits(plain ? largest() : largest_seen()));
+  // kCalibrating: writes the largest score of this warp's rows that are present, where it is not that
+  // of the bits of plain scores; leaves -0 to be written.
+  __device__ __forceinline__ void write_looked_up() {
+    const int found =
+        __reduce_max_sync(0xffffffffu, ordered_bits(plain ? largest() : largest_seen()));
+    if (elect_one()) {
+      reduce_max(next_max, from_ordered_bits(found) * args.params.softmax_scale);
     }
+    warp_largest = INT_MIN;
   }
 
-  // The maximum of block n, -inf before any warp comes, becomes this warp's if that is more.
-  __device__ __forceinline__ void write_largest(int n) {
-    if (!elect_one()) return;
-    reduce_max(&max_row[n * args.params.max_stride[3]],
-               from_ordered_bits(warp_largest) * args.params.softmax_scale);
+  // The maximum of the block, -inf before any warp comes, becomes this warp's if that is more.
+  __device__ __forceinline__ void write_largest() {
+    reduce_max_positive(next_max, __int_as_float(warp_largest) * args.params.softmax_scale);
+    next_max -= args.params.max_stride[3];
   }
 
   // Whether a score of this warp's has outgrown its reference of the softmax, or is NaN.
@@ -330,8 +328,20 @@ struct Consumer : Loader<C> {
 
   // Moves the references of the softmax where the scores have outgrown them.
   __device__ __forceinline__ void follow_maxima() {
-    if constexpr (kCalibrating) find_largest();
-    if (kGated || kCalibrating ? !outgrown : !any_outgrown()) return;
+    if constexpr (kCalibrating) {
+      // One reduction tells what is written later and whether a reference is outgrown, and there is
+      // one branch for what is rare.
+      warp_largest = __reduce_max_sync(0xffffffffu, bits);
+      const bool within = __int_as_float(warp_largest) <= limit;
+      const bool usual = plain & (warp_largest > 0);
+      if (usual & within) return;
+      if (!usual) {
+        write_looked_up();
+        if (within) return;
+      }
+    } else {
+      if (kGated ? !outgrown : !any_outgrown()) return;
+    }
     const float slack = args.params.slack;
     limit = INFINITY;
 #pragma unroll
@@ -432,7 +442,7 @@ struct Consumer : Loader<C> {
     exponentiate(0);
     wait_values(n);
     issue_values(0);
-    if constexpr (kCalibrating) write_largest(n);
+    if constexpr (kCalibrating) write_largest();
     if constexpr (kHalves == 2) {
       exponentiate(1);
       if (n > n_begin) wait_keys();
@@ -486,8 +496,8 @@ struct Consumer : Loader<C> {
     }
     if constexpr (kCalibrating) {
       const KernelParams& p = args.params;
-      max_row = p.block_max + tile.sequence * p.max_stride[0] + tile.head * p.max_stride[1] +
-                tile.q_block * p.max_stride[2];
+      next_max = p.block_max + tile.sequence * p.max_stride[0] + tile.head * p.max_stride[1] +
+                 tile.q_block * p.max_stride[2] + (n_end - 1) * p.max_stride[3];
     }
     if constexpr (kGated) {
       // Scores that are not positive are above no threshold that is.

@@ -78,8 +78,8 @@ struct Consumer : Loader<C> {
   KeyOrigin key_origin;        // kOriginKept
   int kept_blocks;             // so far
   int kept_above = 0;          // a plain block with a score whose bits are above these is kept
-  float* next_max;   // kCalibrating: where the maximum of the next block to be written is
-  int warp_largest;  // kCalibrating: bits of the largest of the warp's scores of the block
+  float* next_max;             // kCalibrating: where the maximum of the next block to be written is
+  int warp_largest;  // kCalibrating: bits of the largest of the warp's scores, to be written
 
   __device__ __forceinline__ int thread() const { return threadIdx.x % C::kStreamThreads; }
   __device__ __forceinline__ bool leader() const { return threadIdx.x % 32 == 0; }
@@ -304,8 +304,8 @@ struct Consumer : Loader<C> {
     }
   }
 
-  // kCalibrating: writes the largest score of this warp's rows that are present, where it is not that
-  // of the bits of plain scores; leaves -0 to be written.
+  // kCalibrating: writes the maximum of a block that is not plain, or has no positive score, at
+  // once: it may be negative. Leaves -0 for write_largest(), which is below all integers.
   __device__ __forceinline__ void write_looked_up() {
     const int found =
         __reduce_max_sync(0xffffffffu, ordered_bits(plain ? largest() : largest_seen()));
@@ -315,7 +315,8 @@ struct Consumer : Loader<C> {
     warp_largest = INT_MIN;
   }
 
-  // The maximum of the block, -inf before any warp comes, becomes this warp's if that is more.
+  // kCalibrating: the maximum of the block, -inf before any warp comes, becomes this warp's if that
+  // is more.
   __device__ __forceinline__ void write_largest() {
     reduce_max_positive(next_max, __int_as_float(warp_largest) * args.params.softmax_scale);
     next_max -= args.params.max_stride[3];
@@ -329,8 +330,8 @@ struct Consumer : Loader<C> {
   // Moves the references of the softmax where the scores have outgrown them.
   __device__ __forceinline__ void follow_maxima() {
     if constexpr (kCalibrating) {
-      // One reduction tells what is written later and whether a reference is outgrown, and there is
-      // one branch for what is rare.
+      // One reduction tells what is written later and whether a reference is outgrown, and one
+      // branch leads to all that is rare.
       warp_largest = __reduce_max_sync(0xffffffffu, bits);
       const bool within = __int_as_float(warp_largest) <= limit;
       const bool usual = plain & (warp_largest > 0);
@@ -359,7 +360,7 @@ struct Consumer : Loader<C> {
       }
       limit = fminf(limit, fminf(running.reference[0], running.reference[1]) + slack);
     }
-    if constexpr (kCalibrating) {  // the warp's, as find_largest() has one score of the warp
+    if constexpr (kCalibrating) {  // the warp's, as one score of the warp is compared with it
       limit = from_ordered_bits(__reduce_min_sync(0xffffffffu, ordered_bits(limit)));
     }
   }

@@ -344,24 +344,14 @@ Status make_problem(const AttentionParams& params, Problem* problem) {
     }
   }
 
-  problem->q = params.q;
-  problem->k = params.k;
-  problem->v = params.v;
-  problem->out = params.out;
+  static_cast<AttentionParams&>(*problem) = params;
+  problem->softmax_scale =
+      params.softmax_scale.value_or(1.0f / std::sqrt(static_cast<float>(head_dim)));
   problem->num_heads_q = num_heads_q;
   problem->num_heads_kv = num_heads_kv;
   problem->group = num_heads_q / num_heads_kv;
   problem->head_dim = head_dim;
   problem->head_dim_v = params.v.shape[3];
-  problem->softmax_scale =
-      params.softmax_scale.value_or(1.0f / std::sqrt(static_cast<float>(head_dim)));
-  problem->softcap = params.softcap;
-  problem->sinks = params.sinks;
-  problem->page_table = params.page_table;
-  problem->page_size = params.page_size;
-  problem->page_table_stride = params.page_table_stride;
-  problem->policy = params.policy;
-  problem->compute_type = params.compute_type;
   set_block_extents(problem);
 
   const std::int64_t batch = layout.num_sequences;
@@ -373,16 +363,6 @@ Status make_problem(const AttentionParams& params, Problem* problem) {
   BSFA_RETURN_IF_ERROR(check_statistic("visible_blocks", params.visible_blocks, count_shape));
   BSFA_RETURN_IF_ERROR(check_statistic("kept_mask", params.kept_mask, block_shape));
   BSFA_RETURN_IF_ERROR(check_statistic("block_max", params.block_max, block_shape));
-  problem->lse = params.lse;
-  problem->kept_blocks = params.kept_blocks;
-  problem->visible_blocks = params.visible_blocks;
-  problem->kept_mask = params.kept_mask;
-  problem->block_max = params.block_max;
-  problem->device = params.device;
-  problem->stream = params.stream;
-  problem->executor = params.executor;
-  problem->workspace = params.workspace;
-  problem->workspace_bytes = params.workspace_bytes;
   return {};
 }
 

@@ -7,37 +7,19 @@
 
 namespace bsfa {
 
-// AttentionParams after validation, defaults resolved: what a backend works from. A backend still
-// refuses what it does not serve, but never checks again what is wrong for all of them.
-struct Problem {
-  TensorView q, k, v;
-  OutputView out;
+// AttentionParams after validation, and what follows from them: what a backend works from. A
+// backend still refuses what it does not serve, but never checks again what is wrong for all of
+// them. `softmax_scale` has a value. Positions, lengths and the gate grid are read from
+// `sequences`.
+struct Problem : AttentionParams {
   std::int64_t num_heads_q = 0;
   std::int64_t num_heads_kv = 0;
   std::int64_t group = 1;  // num_heads_q / num_heads_kv
   std::int64_t head_dim = 0;
   std::int64_t head_dim_v = 0;
   SequenceLayout sequences;
-  float softmax_scale = 0;
-  float softcap = 0;
-  const float* sinks = nullptr;
-  const std::int32_t* page_table = nullptr;
-  std::int64_t page_size = 0;
-  std::int64_t page_table_stride = 0;
-  Policy policy;
-  ComputeType compute_type = ComputeType::kNative;
   std::int64_t q_blocks = 0;   // extent of kept_mask and block_max
   std::int64_t kv_blocks = 0;  // likewise
-  StridedView<float, 3> lse;
-  StridedView<std::int64_t, 2> kept_blocks;
-  StridedView<std::int64_t, 2> visible_blocks;
-  StridedView<std::uint8_t, 4> kept_mask;
-  StridedView<float, 4> block_max;
-  Device device;
-  void* stream = nullptr;
-  Executor* executor = nullptr;
-  void* workspace = nullptr;
-  std::size_t workspace_bytes = 0;
 };
 
 // The precision in which a call multiplies: kBFloat16, kFloat16 or kFloat32. `has_float16_unit`

@@ -68,7 +68,7 @@ class Call {
         layout_(workspace_layout(problem, kernels)),
         units_(at<Unit>(problem.workspace, layout_.units)),
         panels_(at<PackedPanels>(problem.workspace, layout_.panels)) {
-    score_scale_ = problem.softcap > 0 ? 1.0f : problem.softmax_scale;
+    score_scale_ = problem.softcap > 0 ? 1.0f : *problem.softmax_scale;
     scale_log2_ = score_scale_ * kLog2E;
   }
 
@@ -298,7 +298,7 @@ BlockStatistic Call::score(const PanelWork& work, const void* q, const void* k,
     return bounds;
   }();
   return kernels_.mask(work.row_begin, work.row_end, work.partial ? work.lo : kNone.data(),
-                       work.partial ? work.hi : kAll.data(), problem_.softmax_scale,
+                       work.partial ? work.hi : kAll.data(), *problem_.softmax_scale,
                        problem_.softcap, work.scores, work.row_max);
 }
 

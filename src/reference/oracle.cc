@@ -59,6 +59,7 @@ OracleHead oracle_head(const Problem& problem, std::int64_t sequence, std::int64
   const std::int64_t dim = problem.head_dim;
   const std::int64_t dim_v = problem.head_dim_v;
   const std::int64_t kv_head = head / problem.group;
+  const float softmax_scale = *problem.softmax_scale;
   const std::vector<double> q =
       load_rows(problem.q, s.batch, s.q_begin, s.seqlen_q, head, precision);
   const std::vector<double> k =
@@ -97,7 +98,7 @@ OracleHead oracle_head(const Problem& problem, std::int64_t sequence, std::int64
           dot += product;
           absolute += std::abs(product);
         }
-        double score = dot * problem.softmax_scale;
+        double score = dot * softmax_scale;
         if (problem.softcap > 0) score = problem.softcap * std::tanh(score / problem.softcap);
         scores[(r - rows.begin) * s.seqlen_k + c] = score;
         const std::int64_t j = c / block.kv;
@@ -117,7 +118,7 @@ OracleHead oracle_head(const Problem& problem, std::int64_t sequence, std::int64
       result.kept[cell] = keep ? 1 : 0;
       result.kept_blocks += keep ? 1 : 0;
       result.band[cell] =
-          static_cast<double>(dim) * 0x1p-24 * problem.softmax_scale * magnitude[j - first_kv] +
+          static_cast<double>(dim) * 0x1p-24 * softmax_scale * magnitude[j - first_kv] +
           (std::isfinite(threshold) ? 0x1p-22 * std::abs(threshold) : 0.0);
     }
 

@@ -57,7 +57,7 @@ std::vector<float> plain_attention(const Problem& problem, std::int64_t n, std::
         dot += query[static_cast<std::size_t>(d)] *
                keys[static_cast<std::size_t>(c * problem.head_dim + d)];
       }
-      float score = dot * problem.softmax_scale;
+      float score = dot * problem.softmax_scale.value();
       if (problem.softcap > 0) score = problem.softcap * std::tanh(score / problem.softcap);
       if (kept[static_cast<std::size_t>(row_of_blocks * kv_blocks + c / block.kv)] == 0) {
         score = -kInfinity;

@@ -121,8 +121,8 @@ KernelParams kernel_params(const Problem& problem, const DeviceFacts& facts) {
   const std::int64_t kv_heads =
       std::max<std::int64_t>(layout.num_sequences * problem.num_heads_kv, 1);
   p.section_kv_heads = static_cast<int>(section_heads(kv_heads, facts.l2_bytes / 2 / head_bytes));
-  p.softmax_scale = problem.softmax_scale;
-  p.scale_log2 = problem.softmax_scale * 1.44269504088896340736f;
+  p.softmax_scale = *problem.softmax_scale;
+  p.scale_log2 = *problem.softmax_scale * 1.44269504088896340736f;
   p.slack = kSoftmaxSlack / p.scale_log2;
   p.zero_value_tail = layout.packed || layout.seqused_k != nullptr || layout.leftpad_k != nullptr;
   p.sinks = problem.sinks;

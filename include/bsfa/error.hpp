@@ -25,10 +25,11 @@ struct [[nodiscard]] Status {
   bool ok() const { return code == ErrorCode::kOk; }
 };
 
-// Thrown by the public C++ functions. what() is Status::message.
+// Thrown by the public C++ functions. what() is Status::message as printable() of bsfa/text.hpp
+// leaves it: valid UTF-8 on one line, at most kLongestMessage bytes, whatever was in a file.
 class BSFA_API Error : public std::runtime_error {
  public:
-  Error(ErrorCode code, const std::string& message) : std::runtime_error(message), code_(code) {}
+  Error(ErrorCode code, const std::string& message);
   explicit Error(const Status& status) : Error(status.code, status.message) {}
   ErrorCode code() const { return code_; }
 

@@ -22,6 +22,11 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kLog2E = 1.44269504088896341f;
 constexpr std::int64_t kPanelsPerPackTask = 4;
 
+// Beyond these, a difference of scores or the scale times log2(e) could leave the range of fp32
+// although no score does: the scores are then scaled before anything looks at them.
+constexpr float kLeastLateScale = 0x1p-64f;
+constexpr float kMostLateScale = 0x1p64f;
+
 static_assert(static_cast<int>(DType::kFloat32) == 0 && static_cast<int>(DType::kFloat16) == 1 &&
               static_cast<int>(DType::kBFloat16) == 2);  // as SourceRows::dtype
 
@@ -57,6 +62,14 @@ struct BlockWork {
   int count = 0;
 };
 
+// The sums of a task's rows, and how far they have come.
+struct Sums {
+  SoftmaxState state;
+  int rows = 0;
+  std::int64_t group = -1;  // of panels, of which the last was added
+  bool carried = false;     // whether the totals hold anything
+};
+
 class Call {
  public:
   Call(const Problem& problem, const KernelSet& kernels, bool round_bf16)
@@ -68,7 +81,9 @@ class Call {
         layout_(workspace_layout(problem, kernels)),
         units_(at<Unit>(problem.workspace, layout_.units)),
         panels_(at<PackedPanels>(problem.workspace, layout_.panels)) {
-    score_scale_ = problem.softcap > 0 ? 1.0f : *problem.softmax_scale;
+    scale_early_ = problem.softcap > 0 || *problem.softmax_scale < kLeastLateScale ||
+                   *problem.softmax_scale > kMostLateScale;
+    score_scale_ = scale_early_ ? 1.0f : *problem.softmax_scale;
     scale_log2_ = score_scale_ * kLog2E;
   }
 
@@ -224,8 +239,11 @@ class Call {
             PanelWork* work) const;
   BlockStatistic score(const PanelWork& work, const void* q, const void* k,
                        const Upcoming& upcoming) const;
+  SoftmaxState softmax_state(char* scratch) const;
   void add(const PanelWork& work, const Sequence& s, std::int64_t kv_head, std::int64_t stored,
-           const SoftmaxState& state, void* spare_v) const;
+           Sums* sums, void* spare_v) const;
+  void carry(Sums* sums) const;
+  SoftmaxState finished(Sums* sums) const;
   bool keeps(std::int64_t sequence, std::int64_t head, std::int64_t i, std::int64_t j,
              float block_max) const;
 
@@ -239,7 +257,8 @@ class Call {
   PackedPanels* const panels_;
   std::int64_t num_units_ = 0;
   std::int64_t num_panels_ = 0;
-  float score_scale_ = 1;  // what a stored score is multiplied by
+  bool scale_early_ = false;  // scores are stored with softmax_scale and softcap applied
+  float score_scale_ = 1;     // what a stored score is multiplied by
   float scale_log2_ = 1;
 };
 
@@ -287,7 +306,7 @@ BlockStatistic Call::score(const PanelWork& work, const void* q, const void* k,
                            const Upcoming& upcoming) const {
   const BlockStatistic statistic = kernels_.scores(
       q, k, layout_.steps, work.row_begin, work.row_end, upcoming, work.scores, work.row_max);
-  if (!work.partial && problem_.softcap == 0) return statistic;
+  if (!work.partial && !scale_early_) return statistic;
   static constexpr auto kNone = [] {
     std::array<int, kMaxRows> bounds{};
     return bounds;
@@ -298,12 +317,57 @@ BlockStatistic Call::score(const PanelWork& work, const void* q, const void* k,
     return bounds;
   }();
   return kernels_.mask(work.row_begin, work.row_end, work.partial ? work.lo : kNone.data(),
-                       work.partial ? work.hi : kAll.data(), *problem_.softmax_scale,
-                       problem_.softcap, work.scores, work.row_max);
+                       work.partial ? work.hi : kAll.data(),
+                       scale_early_ ? *problem_.softmax_scale : 1.0f, problem_.softcap, work.scores,
+                       work.row_max);
+}
+
+SoftmaxState Call::softmax_state(char* scratch) const {
+  float* next = at<float>(scratch, layout_.state);
+  const auto take = [&](std::int64_t columns) {
+    float* const array = next;
+    next += kMaxRows * columns;
+    return array;
+  };
+  SoftmaxState state{};
+  state.padded_dim_v = layout_.padded_dim_v;
+  state.reference = take(1);
+  state.subtract = take(1);
+  state.rescale = take(1);
+  state.sum = take(kMaxLanes);
+  state.out = take(layout_.padded_dim_v);
+  state.total_reference = take(1);
+  state.total_sum = take(kMaxLanes);
+  state.total_out = take(layout_.padded_dim_v);
+  std::fill_n(state.reference, kMaxRows, -kInfinity);
+  std::fill_n(state.subtract, kMaxRows, 0.0f);
+  std::fill_n(state.sum, kMaxRows * kMaxLanes, 0.0f);
+  std::fill_n(state.out, kMaxRows * layout_.padded_dim_v, 0.0f);
+  return state;
+}
+
+void Call::carry(Sums* sums) const {
+  kernels_.carry(sums->rows, !sums->carried, scale_log2_, sums->state);
+  sums->carried = true;
+}
+
+// With the sums of all groups in place of the last one's.
+SoftmaxState Call::finished(Sums* sums) const {
+  SoftmaxState state = sums->state;
+  if (!sums->carried) return state;
+  carry(sums);
+  state.sum = state.total_sum;
+  state.out = state.total_out;
+  return state;
 }
 
 void Call::add(const PanelWork& work, const Sequence& s, std::int64_t kv_head, std::int64_t stored,
-               const SoftmaxState& state, void* spare_v) const {
+               Sums* sums, void* spare_v) const {
+  // Groups are of the sequence, not of what was kept: the bits of a row do not depend on others.
+  const std::int64_t group = work.panel / kGroupPanels;
+  if (sums->group >= 0 && sums->group != group) carry(sums);
+  sums->group = group;
+  const SoftmaxState& state = sums->state;
   kernels_.softmax_step(work.row_begin, work.row_end, work.row_max, scale_log2_, state);
   if (!work.partial || *v_not_finite(kv_head, stored) == 0) {
     kernels_.add_values(work.row_begin, work.row_end, work.key_begin, work.key_end, work.scores,
@@ -351,16 +415,8 @@ void Call::attend(std::int64_t task, int worker) {
                layout_.scratch + static_cast<std::size_t>(worker) * layout_.scratch_bytes);
   void* const q = scratch + layout_.q;
   void* const spare_v = scratch + layout_.spare_v;
-  SoftmaxState state{};
-  state.max = at<float>(scratch, layout_.state);
-  state.minus_max = state.max + kMaxRows;
-  state.rescale = state.minus_max + kMaxRows;
-  state.sum = state.rescale + kMaxRows;
-  state.out = state.sum + kMaxRows * kMaxLanes;
-  state.padded_dim_v = layout_.padded_dim_v;
-  std::fill_n(state.max, kMaxRows, -kInfinity);
-  std::fill_n(state.sum, kMaxRows * kMaxLanes, 0.0f);
-  std::fill_n(state.out, kMaxRows * layout_.padded_dim_v, 0.0f);
+  const SoftmaxState state = softmax_state(scratch);
+  Sums sums{state, count};
 
   const TensorView& tensor = problem_.q;
   const std::int64_t first_row = s.q_begin + rows.begin;
@@ -384,7 +440,7 @@ void Call::attend(std::int64_t task, int worker) {
   const auto add_pending = [&] {
     if (pending == nullptr) return;
     for (int i = 0; i < pending->count; ++i) {
-      add(pending->panels[i], s, kv_head, stored(pending->panels[i].panel), state, spare_v);
+      add(pending->panels[i], s, kv_head, stored(pending->panels[i].panel), &sums, spare_v);
     }
     pending = nullptr;
   };
@@ -446,7 +502,7 @@ void Call::attend(std::int64_t task, int worker) {
     lse_row = lse.data + s.batch * lse.stride[0] + head * lse.stride[1] + first_row * lse.stride[2];
   }
   kernels_.finish(
-      count, problem_.head_dim_v, state,
+      count, problem_.head_dim_v, score_scale_, finished(&sums),
       problem_.sinks != nullptr ? problem_.sinks + head : nullptr,
       element(out.data, out.dtype,
               s.batch * out.stride[0] + first_row * out.stride[1] + head * out.stride[2]),

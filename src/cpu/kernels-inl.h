@@ -9,7 +9,6 @@ using F = Simd::F;
 inline constexpr int kWidth = Simd::kWidth;
 inline constexpr float kMinusInfinity = -__builtin_inff();
 inline constexpr float kLog2E = 1.44269504088896341f;
-inline constexpr double kLn2 = 0.693147180559945309;
 
 // One fp32 number a word.
 struct Float32Words {
@@ -279,10 +278,9 @@ struct Kernels {
       F largest = Simd::set1(kMinusInfinity);
       for (int c = 0; c < kPanelKeys; c += kWidth) {
         float* at = scores + r * kPanelKeys + c;
-        F x = Simd::load(at);
+        F x = Simd::mul(Simd::load(at), Simd::set1(scale));
         if (softcap > 0) {
-          x = Simd::mul(tanh(Simd::div(Simd::mul(x, Simd::set1(scale)), Simd::set1(softcap))),
-                        Simd::set1(softcap));
+          x = Simd::mul(tanh(Simd::div(x, Simd::set1(softcap))), Simd::set1(softcap));
         }
         x = Simd::keep_range(x, c, lo[r], hi[r], outside);
         nan = Simd::note_nan(nan, x, x);
@@ -295,19 +293,23 @@ struct Kernels {
     return {Simd::reduce_max(block_max), Simd::any_nan(nan)};
   }
 
+  // A reference is raised only by so much that weights halve at least: each raise rounds what was
+  // summed before, and of many small ones the errors would add up.
   static void softmax_step(int row_begin, int row_end, const float* row_max, float scale_log2,
                            const SoftmaxState& state) {
     const F scale = Simd::set1(scale_log2);
+    const F halving = Simd::set1(-1.0f);
     const F minus_infinity = Simd::set1(kMinusInfinity);
     for (int r = row_begin / kWidth * kWidth; r < row_end; r += kWidth) {
-      const F before = Simd::load(state.max + r);
-      const F after = Simd::max(Simd::mul(Simd::load(row_max + r), scale), before);
+      const F before = Simd::load(state.reference + r);
+      const F largest = Simd::load(row_max + r);
+      const F shrink = Simd::mul(Simd::sub(before, largest), scale);
+      const F after = Simd::select_less(shrink, halving, largest, before);
       // A row that has seen nothing yet: any finite number does, its weights are all 0.
       const F safe = Simd::select_less(minus_infinity, after, after, Simd::set1(0.0f));
-      Simd::store(state.max + r, after);
-      const F minus_max = Simd::sub(Simd::set1(0.0f), safe);
-      Simd::store(state.minus_max + r, minus_max);
-      Simd::store(state.rescale + r, exp2(Simd::add(before, minus_max)));
+      Simd::store(state.reference + r, after);
+      Simd::store(state.subtract + r, safe);
+      Simd::store(state.rescale + r, exp2(Simd::mul(Simd::sub(before, safe), scale)));
     }
   }
 
@@ -318,10 +320,7 @@ struct Kernels {
                                            const float* rescale, float* out) {
     F sum[kRows][kVectors];
     BSFA_UNROLL for (int r = 0; r < kRows; ++r) {
-      const F factor = Simd::set1(rescale[r]);
-      BSFA_UNROLL for (int i = 0; i < kVectors; ++i) {
-        sum[r][i] = Simd::mul(Simd::load(out + r * padded_dim + i * kWidth), factor);
-      }
+      BSFA_UNROLL for (int i = 0; i < kVectors; ++i) sum[r][i] = Simd::set1(0.0f);
     }
     for (int first = step_begin; first < step_end; first += kStepUnroll) {
       BSFA_UNROLL for (int u = 0; u < kStepUnroll; ++u) {
@@ -338,8 +337,10 @@ struct Kernels {
       }
     }
     BSFA_UNROLL for (int r = 0; r < kRows; ++r) {
+      const F factor = Simd::set1(rescale[r]);
       BSFA_UNROLL for (int i = 0; i < kVectors; ++i) {
-        Simd::store(out + r * padded_dim + i * kWidth, sum[r][i]);
+        float* at = out + r * padded_dim + i * kWidth;
+        Simd::store(at, Simd::fma(Simd::load(at), factor, sum[r][i]));
       }
     }
   }
@@ -370,11 +371,13 @@ struct Kernels {
     for_row_tiles<Simd::kTileRows>(row_begin, row_end, [&]<int kRows>(int row) {
       alignas(64) Element weights[kRows][kPanelKeys];
       for (int r = 0; r < kRows; ++r) {
-        const F minus_max = Simd::set1(state.minus_max[row + r]);
+        const F reference = Simd::set1(state.subtract[row + r]);
         F sum = Simd::set1(0.0f);
         for (int c = key_begin; c < key_end; c += kWidth) {
           const F x = Simd::load(scores + (row + r) * kPanelKeys + c);
-          const F weight = exp2(Simd::fma(x, scale, minus_max));
+          // Subtracted before it is scaled: of large scores a product would be rounded by more
+          // than weights differ.
+          const F weight = exp2(Simd::mul(Simd::sub(x, reference), scale));
           sum = Simd::add(sum, weight);
           Words::store(weights[r] + c, weight);
         }
@@ -396,41 +399,74 @@ struct Kernels {
     });
   }
 
-  static void finish(int rows, std::int64_t dim, const SoftmaxState& state, const float* sink,
-                     void* data, std::int64_t stride, int dtype, float* lse,
+  // total = total * rescale + part exactly, but for the rounding of total, which stays in part.
+  static void carry_row(bool first, F rescale, std::int64_t count, float* part, float* total) {
+    const F zero = Simd::set1(0.0f);
+    const F infinity = Simd::set1(-kMinusInfinity);
+    for (std::int64_t d = 0; d < count; d += kWidth) {
+      const F old = first ? zero : Simd::load(total + d);
+      const F add = Simd::load(part + d);
+      const F kept = Simd::mul(old, rescale);
+      const F sum = Simd::add(kept, add);
+      const F added = Simd::sub(sum, kept);
+      const F lost = Simd::add(Simd::sub(kept, Simd::sub(sum, added)), Simd::sub(add, added));
+      Simd::store(total + d, sum);
+      Simd::store(part + d, Simd::select_less(Simd::abs(sum), infinity, lost, zero));
+    }
+  }
+
+  static void carry(int rows, bool first, float scale_log2, const SoftmaxState& state) {
+    const F scale = Simd::set1(scale_log2);
+    for (int r = 0; r < rows; r += kWidth) {
+      const F rise =
+          Simd::sub(Simd::load(state.total_reference + r), Simd::load(state.subtract + r));
+      Simd::store(state.rescale + r, first ? Simd::set1(0.0f) : exp2(Simd::mul(rise, scale)));
+      Simd::store(state.total_reference + r, Simd::load(state.reference + r));
+    }
+    const std::int64_t dim = state.padded_dim_v;
+    for (int r = 0; r < rows; ++r) {
+      const F rescale = Simd::set1(state.rescale[r]);
+      carry_row(first, rescale, kMaxLanes, state.sum + r * kMaxLanes,
+                state.total_sum + r * kMaxLanes);
+      carry_row(first, rescale, dim, state.out + r * dim, state.total_out + r * dim);
+    }
+  }
+
+  static void finish(int rows, std::int64_t dim, float scale, const SoftmaxState& state,
+                     const float* sink, void* data, std::int64_t stride, int dtype, float* lse,
                      std::int64_t lse_stride) {
     for (int r = 0; r < rows; ++r) {
-      float max = state.max[r];
-      float total = Simd::reduce_add(Simd::load(state.sum + r * kMaxLanes));
-      float factor = 1;
+      double reference = static_cast<double>(state.reference[r]) * static_cast<double>(scale);
+      double total = static_cast<double>(Simd::reduce_add(Simd::load(state.sum + r * kMaxLanes)));
+      double rescale = 1;
       if (sink != nullptr) {
-        const float logit = *sink * kLog2E;
-        max = logit > max ? logit : max;
-        const float safe = max == kMinusInfinity ? 0.0f : max;
-        factor = __builtin_exp2f(state.max[r] - safe);
-        total = total * factor + __builtin_exp2f(logit - safe);
+        const double logit = static_cast<double>(*sink);
+        const double top = logit > reference ? logit : reference;
+        const double safe = top == static_cast<double>(kMinusInfinity) ? 0.0 : top;
+        rescale = __builtin_exp(reference - safe);
+        total = total * rescale + __builtin_exp(logit - safe);
+        reference = top;
       }
-      const bool empty = total == 0.0f;  // no kept key: at least one weight would be 1
-      factor = empty ? 0.0f : factor / total;
+      const bool empty = total == 0.0;  // no kept key: at least one weight would be 1
+      const float factor = empty ? 0.0f : static_cast<float>(rescale / total);
       if (lse != nullptr) {
         lse[r * lse_stride] =
-            empty ? kMinusInfinity
-                  : static_cast<float>(static_cast<double>(max) * kLn2 + __builtin_log(total));
+            empty ? kMinusInfinity : static_cast<float>(reference + __builtin_log(total));
       }
       const float* out = state.out + r * state.padded_dim_v;
-      const F scale = Simd::set1(factor);
+      const F inverse = Simd::set1(factor);
       std::int64_t d = 0;
       if (dtype == 0) {
         float* to = static_cast<float*>(data) + r * stride;
         for (; d + kWidth <= dim; d += kWidth) {
-          Simd::store(to + d, Simd::mul(Simd::load(out + d), scale));
+          Simd::store(to + d, Simd::mul(Simd::load(out + d), inverse));
         }
         for (; d < dim; ++d) to[d] = out[d] * factor;
         continue;
       }
       std::uint16_t* to = static_cast<std::uint16_t*>(data) + r * stride;
       for (; d + kWidth <= dim; d += kWidth) {
-        const F x = Simd::mul(Simd::load(out + d), scale);
+        const F x = Simd::mul(Simd::load(out + d), inverse);
         if (dtype == 1) {
           Simd::store_f16(to + d, x);
         } else {
@@ -444,7 +480,7 @@ struct Kernels {
   }
 
   static constexpr KernelSet set(const char* name) {
-    return {name,   2 / kElements, pack_q,       pack_k,     pack_v,
-            scores, mask,          softmax_step, add_values, finish};
+    return {name, 2 / kElements, pack_q,     pack_k, pack_v, scores,
+            mask, softmax_step,  add_values, carry,  finish};
   }
 };

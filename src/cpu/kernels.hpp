@@ -16,9 +16,10 @@
 
 namespace bsfa::cpu {
 
-inline constexpr int kPanelKeys = 64;  // keys in a panel; a gate block is one or two
-inline constexpr int kMaxRows = 128;   // query rows in a tile: at most a gate block
-inline constexpr int kMaxLanes = 16;   // fp32 lanes of the widest vector
+inline constexpr int kPanelKeys = 64;    // keys in a panel; a gate block is one or two
+inline constexpr int kMaxRows = 128;     // query rows in a tile: at most a gate block
+inline constexpr int kMaxLanes = 16;     // fp32 lanes of the widest vector
+inline constexpr int kGroupPanels = 32;  // panels whose sums become one term of the total
 
 // Rows of one head: row r starts at element r * stride of data. dtype: 0 fp32, 1 fp16, 2 bf16.
 struct SourceRows {
@@ -39,13 +40,18 @@ struct Upcoming {
   const char* end[2];  // == begin: nothing
 };
 
-// What the rows of a tile have accumulated. All arrays have kMaxRows rows.
+// What the rows of a tile have accumulated, kMaxRows of each. Sums have two levels, so that they
+// lose no more with the length than a sum of pairs would: a panel is summed on its own and added to
+// the group under way; `carry` adds a group of kGroupPanels panels to the total.
 struct SoftmaxState {
-  float* max;        // [rows] log2 domain: the largest score times scale * log2(e)
-  float* sum;        // [rows][kMaxLanes] partial sums of the weights, one for each lane
-  float* out;        // [rows][padded_dim_v] weighted values, not yet divided by the sum
-  float* rescale;    // [rows] what the last softmax_step asks `out` and `sum` to shrink by
-  float* minus_max;  // [rows] -max, or 0 where max is -inf
+  float* reference;        // [rows] the score that weights are relative to; -inf: nothing seen
+  float* subtract;         // [rows] the same, or 0 where it is -inf
+  float* rescale;          // [rows] what the last softmax_step asks `out` and `sum` to shrink by
+  float* sum;              // [rows][kMaxLanes] of the group: sums of the weights, one for each lane
+  float* out;              // [rows][padded_dim_v] of the group: weighted values
+  float* total_reference;  // [rows] the reference of the totals
+  float* total_sum;        // [rows][kMaxLanes]
+  float* total_out;        // [rows][padded_dim_v]
   std::int64_t padded_dim_v;
 };
 
@@ -69,21 +75,27 @@ struct KernelSet {
   // the cache.
   BlockStatistic (*scores)(const void* q, const void* k, std::int64_t steps, int row_begin,
                            int row_end, const Upcoming& upcoming, float* scores, float* row_max);
-  // Entries outside [lo[r], hi[r]) become -inf; with softcap > 0 the others become
-  // softcap * tanh(score * scale / softcap). Renews row_max.
+  // Entries outside [lo[r], hi[r]) become -inf; the others are multiplied by `scale` and, with
+  // softcap > 0, become softcap * tanh(score * scale / softcap). Renews row_max.
   BlockStatistic (*mask)(int row_begin, int row_end, const int* lo, const int* hi, float scale,
                          float softcap, float* scores, float* row_max);
-  // Brings state.max up to row_max * scale_log2 and fills state.rescale.
+  // Raises state.reference where row_max stands above it by more than a factor of 2 in the weights,
+  // and fills state.rescale.
   void (*softmax_step)(int row_begin, int row_end, const float* row_max, float scale_log2,
                        const SoftmaxState& state);
-  // out = out * rescale + exp2(scores * scale_log2 - max) . v, and likewise the sum, over the keys
-  // [key_begin, key_end) of the panel (the others have weight 0).
+  // out = out * rescale + exp2((scores - reference) * scale_log2) . v, and likewise the sum, over
+  // the keys [key_begin, key_end) of the panel (the others have weight 0).
   void (*add_values)(int row_begin, int row_end, int key_begin, int key_end, const float* scores,
                      float scale_log2, const void* v, const SoftmaxState& state);
+  // Adds the group's sums to the totals (`first`: these are still empty, whatever they hold); the
+  // group keeps what rounding the totals lost.
+  void (*carry)(int rows, bool first, float scale_log2, const SoftmaxState& state);
   // out / sum as dtype at data + r * stride, and the natural-log sum at lse + r * lse_stride if
-  // lse is not null. `sink`: a further logit in the sum, or null.
-  void (*finish)(int rows, std::int64_t dim, const SoftmaxState& state, const float* sink,
-                 void* data, std::int64_t stride, int dtype, float* lse, std::int64_t lse_stride);
+  // lse is not null. A score is `scale` times what the scores were; `sink`: a further score in the
+  // sum, or null.
+  void (*finish)(int rows, std::int64_t dim, float scale, const SoftmaxState& state,
+                 const float* sink, void* data, std::int64_t stride, int dtype, float* lse,
+                 std::int64_t lse_stride);
 };
 
 namespace baseline {

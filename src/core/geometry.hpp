@@ -65,6 +65,13 @@ BSFA_HOST_DEVICE constexpr Sequence sequence_at(const SequenceLayout& layout, st
   return s;
 }
 
+// The query rows of a packed batch of `total` that no sequence has: those after the last.
+BSFA_HOST_DEVICE constexpr BlockRange rows_of_nobody(const SequenceLayout& layout,
+                                                     std::int64_t total) {
+  if (!layout.packed) return {};
+  return {layout.cu_seqlens_q[layout.num_sequences], total};
+}
+
 // The gate blocks (absolute) that the query rows of a sequence touch.
 BSFA_HOST_DEVICE constexpr BlockRange q_block_range(const Sequence& s, BlockShape block) {
   if (s.seqlen_q <= 0) return {};

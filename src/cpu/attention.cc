@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <cstring>
 #include <limits>
 #include <type_traits>
 
@@ -21,6 +22,7 @@ namespace {
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kLog2E = 1.44269504088896341f;
 constexpr std::int64_t kPanelsPerPackTask = 4;
+constexpr std::int64_t kRowsPerBlankTask = 256;
 
 // Beyond these, a difference of scores or the scale times log2(e) could leave the range of fp32
 // although no score does: the scores are then scaled before anything looks at them.
@@ -91,6 +93,7 @@ class Call {
     plan_panels();
     plan_units();
     clear_statistics();
+    blank_rows_of_nobody();
     for_each(ceil_div(num_panels_, kPanelsPerPackTask) * problem_.num_heads_kv,
              [this](std::int64_t task, int) { pack(task); });
     for_each(num_units_ * problem_.num_heads_q,
@@ -156,17 +159,41 @@ class Call {
 
   // Counts start from 0; rows of blocks that a sequence does not have hold nothing.
   void clear_statistics() {
+    const bool counts = problem_.kept_blocks || problem_.visible_blocks;
+    const bool blocks = problem_.kept_mask || problem_.block_max;
+    if (!counts && !blocks) return;
     for (std::int64_t n = 0; n < sequences_.num_sequences; ++n) {
       const std::int64_t q_blocks = q_block_range(sequence_at(sequences_, n), block_).size();
       for (std::int64_t head = 0; head < problem_.num_heads_q; ++head) {
         for (const auto* view : {&problem_.kept_blocks, &problem_.visible_blocks}) {
           if (*view) view->data[n * view->stride[0] + head * view->stride[1]] = 0;
         }
+        if (!blocks) continue;
         for (std::int64_t row = q_blocks; row < problem_.q_blocks; ++row) {
           clear_block_row(n, head, row);
         }
       }
     }
+  }
+
+  // Rows of a packed call that belong to no sequence: out = 0, lse = -inf.
+  void blank_rows_of_nobody() {
+    const BlockRange rows = rows_of_nobody(sequences_, problem_.q.shape[1]);
+    for_each(ceil_div(rows.size(), kRowsPerBlankTask), [&](std::int64_t task, int) {
+      const std::int64_t begin = rows.begin + task * kRowsPerBlankTask;
+      const std::int64_t end = std::min(begin + kRowsPerBlankTask, rows.end);
+      for (std::int64_t row = begin; row < end; ++row) {
+        for (std::int64_t head = 0; head < problem_.num_heads_q; ++head) blank_row(row, head);
+      }
+    });
+  }
+
+  void blank_row(std::int64_t row, std::int64_t head) {
+    const OutputView& out = problem_.out;
+    const StridedView<float, 3>& lse = problem_.lse;
+    std::memset(element(out.data, out.dtype, row * out.stride[1] + head * out.stride[2]), 0,
+                static_cast<std::size_t>(problem_.head_dim_v * dtype_size(out.dtype)));
+    if (lse) lse.data[head * lse.stride[1] + row * lse.stride[2]] = -kInfinity;
   }
 
   void clear_block_row(std::int64_t n, std::int64_t head, std::int64_t row) {

@@ -34,6 +34,7 @@ void write_head(const Problem& problem, std::int64_t sequence, std::int64_t head
   };
   count(problem.kept_blocks, result.kept_blocks);
   count(problem.visible_blocks, result.visible_blocks);
+  if (!problem.kept_mask && !problem.block_max) return;
   for (std::int64_t i = 0; i < problem.q_blocks; ++i) {
     for (std::int64_t j = 0; j < problem.kv_blocks; ++j) {
       const bool inside = i < result.q_blocks && j < result.kv_blocks;
@@ -46,6 +47,25 @@ void write_head(const Problem& problem, std::int64_t sequence, std::int64_t head
       if (problem.block_max) {
         at(problem.block_max) = inside ? static_cast<float>(result.block_max[cell])
                                        : -std::numeric_limits<float>::infinity();
+      }
+    }
+  }
+}
+
+// Rows of a packed call that belong to no sequence: out = 0, lse = -inf.
+void blank_rows_of_nobody(const Problem& problem) {
+  const OutputView& out = problem.out;
+  const StridedView<float, 3>& lse = problem.lse;
+  const BlockRange rows = rows_of_nobody(problem.sequences, problem.q.shape[1]);
+  for (std::int64_t row = rows.begin; row < rows.end; ++row) {
+    for (std::int64_t head = 0; head < problem.num_heads_q; ++head) {
+      const std::int64_t base = row * out.stride[1] + head * out.stride[2];
+      for (std::int64_t d = 0; d < problem.head_dim_v; ++d) {
+        store_element(out.data, out.dtype, base + d, 0.0f);
+      }
+      if (lse) {
+        lse.data[head * lse.stride[1] + row * lse.stride[2]] =
+            -std::numeric_limits<float>::infinity();
       }
     }
   }
@@ -67,6 +87,7 @@ Status plan(const Problem& problem, AttentionPlan* plan) {
 
 Status run(const Problem& problem) {
   const DType precision = multiply_dtype(problem, true);
+  blank_rows_of_nobody(problem);
   for (std::int64_t sequence = 0; sequence < problem.sequences.num_sequences; ++sequence) {
     for (std::int64_t head = 0; head < problem.num_heads_q; ++head) {
       write_head(problem, sequence, head, oracle_head(problem, sequence, head, precision));

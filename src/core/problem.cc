@@ -16,16 +16,42 @@ std::string shape_text(const std::int64_t* shape, int rank) {
   return result + "]";
 }
 
-template <typename View>
-Status check_operand(const char* name, const View& view) {
-  switch (view.dtype) {
+// Whether a value is one that has a name: through the C ABI any integer comes in. Without default,
+// so that the compiler asks about every enumerator that is added.
+constexpr bool known(DType dtype) {
+  switch (dtype) {
     case DType::kFloat32:
     case DType::kFloat16:
     case DType::kBFloat16:
-      break;
-    default:
-      return invalid_argument(name, " has dtype ", static_cast<int>(view.dtype),
-                              "; accepted: float32, float16, bfloat16");
+      return true;
+  }
+  return false;
+}
+
+constexpr bool known(ComputeType compute_type) {
+  switch (compute_type) {
+    case ComputeType::kNative:
+    case ComputeType::kFloat32:
+    case ComputeType::kBFloat16:
+      return true;
+  }
+  return false;
+}
+
+constexpr bool known(DeviceType device) {
+  switch (device) {
+    case DeviceType::kCpu:
+    case DeviceType::kCuda:
+      return true;
+  }
+  return false;
+}
+
+template <typename View>
+Status check_operand(const char* name, const View& view) {
+  if (!known(view.dtype)) {
+    return invalid_argument(name, " has dtype ", static_cast<int>(view.dtype),
+                            "; accepted: float32, float16, bfloat16");
   }
   std::int64_t elements = 1;
   for (int axis = 0; axis < 4; ++axis) {
@@ -71,28 +97,7 @@ Status check_statistic(const char* name, const StridedView<T, kRank>& view,
   return {};
 }
 
-Status check_policy(const AttentionParams& params, std::int64_t num_heads_q) {
-  const BlockShape block = params.block;
-  if ((block.q != 64 && block.q != 128) || (block.kv != 64 && block.kv != 128)) {
-    return invalid_argument("block is ", block.q, "x", block.kv,
-                            "; accepted: 64 or 128 query rows x 64 or 128 keys");
-  }
-  switch (params.policy.kind) {
-    case PolicyKind::kDense:
-      return {};
-    case PolicyKind::kSlidingWindow:
-      if (params.policy.window_blocks < 0) {
-        return invalid_argument("policy.window_blocks is ", params.policy.window_blocks,
-                                "; accepted: 0 or more");
-      }
-      return {};
-    case PolicyKind::kThreshold:
-      break;
-    default:
-      return invalid_argument("policy.kind is ", static_cast<int>(params.policy.kind),
-                              "; accepted: dense (0), threshold (1), sliding_window (2)");
-  }
-  const ThresholdView& table = params.policy.thresholds;
+Status check_table(const ThresholdView& table, BlockShape block, std::int64_t num_heads_q) {
   if (table.data == nullptr) {
     return invalid_argument("policy.thresholds.data is null; the threshold policy needs a table");
   }
@@ -113,6 +118,28 @@ Status check_policy(const AttentionParams& params, std::int64_t num_heads_q) {
                             table.stride_head, " (head); negative strides are not accepted");
   }
   return {};
+}
+
+Status check_policy(const AttentionParams& params, std::int64_t num_heads_q) {
+  const BlockShape block = params.block;
+  if ((block.q != 64 && block.q != 128) || (block.kv != 64 && block.kv != 128)) {
+    return invalid_argument("block is ", block.q, "x", block.kv,
+                            "; accepted: 64 or 128 query rows x 64 or 128 keys");
+  }
+  switch (params.policy.kind) {
+    case PolicyKind::kDense:
+      return {};
+    case PolicyKind::kSlidingWindow:
+      if (params.policy.window_blocks < 0) {
+        return invalid_argument("policy.window_blocks is ", params.policy.window_blocks,
+                                "; accepted: 0 or more");
+      }
+      return {};
+    case PolicyKind::kThreshold:
+      return check_table(params.policy.thresholds, block, num_heads_q);
+  }
+  return invalid_argument("policy.kind is ", static_cast<int>(params.policy.kind),
+                          "; accepted: dense (0), threshold (1), sliding_window (2)");
 }
 
 Status check_cumulative(const char* name, const std::int32_t* offsets, std::int64_t count,
@@ -307,22 +334,13 @@ Status make_problem(const AttentionParams& params, Problem* problem) {
   if (!(std::isfinite(params.softcap) && params.softcap >= 0)) {
     return invalid_argument("softcap is ", params.softcap, "; accepted: 0 (none) or above");
   }
-  switch (params.compute_type) {
-    case ComputeType::kNative:
-    case ComputeType::kFloat32:
-    case ComputeType::kBFloat16:
-      break;
-    default:
-      return invalid_argument("compute_type is ", static_cast<int>(params.compute_type),
-                              "; accepted: native (0), float32 (1), bfloat16 (2)");
+  if (!known(params.compute_type)) {
+    return invalid_argument("compute_type is ", static_cast<int>(params.compute_type),
+                            "; accepted: native (0), float32 (1), bfloat16 (2)");
   }
-  switch (params.device.type) {
-    case DeviceType::kCpu:
-    case DeviceType::kCuda:
-      break;
-    default:
-      return invalid_argument("device.type is ", static_cast<int>(params.device.type),
-                              "; accepted: cpu (0), cuda (1)");
+  if (!known(params.device.type)) {
+    return invalid_argument("device.type is ", static_cast<int>(params.device.type),
+                            "; accepted: cpu (0), cuda (1)");
   }
   BSFA_RETURN_IF_ERROR(check_policy(params, num_heads_q));
 

@@ -113,9 +113,14 @@ class Call {
   // The key blocks that query block i scores: all that it sees, or the policy's window where nobody
   // asks for the maxima of the others.
   BlockRange scored_blocks(const Sequence& s, std::int64_t i) const {
-    BlockRange blocks = visible_blocks(sequences_, s, i);
-    if (problem_.policy.kind == PolicyKind::kSlidingWindow && !problem_.block_max) {
-      blocks = intersect(blocks, sliding_window_range(i, problem_.policy.window_blocks, block_));
+    const BlockRange blocks = visible_blocks(sequences_, s, i);
+    switch (problem_.policy.kind) {
+      case PolicyKind::kDense:
+      case PolicyKind::kThreshold:
+        break;
+      case PolicyKind::kSlidingWindow:
+        if (problem_.block_max) break;
+        return intersect(blocks, sliding_window_range(i, problem_.policy.window_blocks, block_));
     }
     return blocks;
   }
@@ -418,13 +423,14 @@ bool Call::keeps(std::int64_t sequence, std::int64_t head, std::int64_t i, std::
       return true;
     case PolicyKind::kSlidingWindow:
       return sliding_window_range(i, problem_.policy.window_blocks, block_).contains(j);
-    case PolicyKind::kThreshold:
-      break;
+    case PolicyKind::kThreshold: {
+      const ThresholdView& table = problem_.policy.thresholds;
+      const float threshold = table.data[sequence * table.stride_batch + head * table.stride_head +
+                                         threshold_index(i, table.num_q_blocks)];
+      return keep_block(block_max, threshold, always_kept(i, j, block_));
+    }
   }
-  const ThresholdView& table = problem_.policy.thresholds;
-  const float threshold = table.data[sequence * table.stride_batch + head * table.stride_head +
-                                     threshold_index(i, table.num_q_blocks)];
-  return keep_block(block_max, threshold, always_kept(i, j, block_));
+  return true;  // not reached: other policies are refused by plan
 }
 
 void Call::attend(std::int64_t task, int worker) {

@@ -23,11 +23,23 @@ Status check_head_dim(const char* name, std::int64_t dim) {
   return {};
 }
 
+Status check_policy(PolicyKind kind) {
+  switch (kind) {  // without default: the compiler asks about every policy that is added
+    case PolicyKind::kDense:
+    case PolicyKind::kThreshold:
+    case PolicyKind::kSlidingWindow:
+      return {};
+  }
+  return unsupported("policy.kind is ", static_cast<int>(kind),
+                     "; backend cpu takes dense, threshold, sliding_window");
+}
+
 // Decides for plan and run alike.
 Status choose(const Problem& problem, Choice* choice) {
   if (problem.page_table != nullptr) {
     return unsupported("page_table was given; backend cpu takes contiguous k and v");
   }
+  BSFA_RETURN_IF_ERROR(check_policy(problem.policy.kind));
   BSFA_RETURN_IF_ERROR(check_head_dim("head_dim", problem.head_dim));
   BSFA_RETURN_IF_ERROR(check_head_dim("head_dim of v", problem.head_dim_v));
   if (problem.executor != nullptr && problem.executor->max_workers() < 1) {

@@ -75,7 +75,19 @@ bool available() { return true; }
 
 std::string describe() { return "fp64 oracle, for comparison only"; }
 
+Status check_policy(PolicyKind kind) {
+  switch (kind) {  // without default: the compiler asks about every policy that is added
+    case PolicyKind::kDense:
+    case PolicyKind::kThreshold:
+    case PolicyKind::kSlidingWindow:
+      return {};
+  }
+  return unsupported("policy.kind is ", static_cast<int>(kind),
+                     "; backend reference takes dense, threshold, sliding_window");
+}
+
 Status plan(const Problem& problem, AttentionPlan* plan) {
+  BSFA_RETURN_IF_ERROR(check_policy(problem.policy.kind));
   if (problem.page_table != nullptr) {
     return unsupported("page_table was given; backend reference takes contiguous k and v");
   }

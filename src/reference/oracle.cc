@@ -38,14 +38,15 @@ bool policy_keeps(const Problem& problem, std::int64_t sequence, std::int64_t he
       return true;
     case PolicyKind::kSlidingWindow:
       return sliding_window_range(i, problem.policy.window_blocks, block).contains(j);
-    case PolicyKind::kThreshold:
-      break;
+    case PolicyKind::kThreshold: {
+      const ThresholdView& table = problem.policy.thresholds;
+      *threshold = table.data[sequence * table.stride_batch + head * table.stride_head +
+                              threshold_index(i, table.num_q_blocks)];
+      // The comparison of core/gate.hpp, before block_max is rounded to fp32.
+      return always_kept(i, j, block) || !(block_max < *threshold);
+    }
   }
-  const ThresholdView& table = problem.policy.thresholds;
-  *threshold = table.data[sequence * table.stride_batch + head * table.stride_head +
-                          threshold_index(i, table.num_q_blocks)];
-  // The comparison of core/gate.hpp, before block_max is rounded to fp32.
-  return always_kept(i, j, block) || !(block_max < *threshold);
+  return true;  // not reached: other policies are refused by plan
 }
 
 }  // namespace

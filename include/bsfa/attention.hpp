@@ -8,6 +8,7 @@
 #include "bsfa/error.hpp"
 #include "bsfa/executor.hpp"
 #include "bsfa/export.hpp"
+#include "bsfa/limits.hpp"
 #include "bsfa/tensor.hpp"
 
 // Attention forward with a block gate. Block Sparse Flash Attention, arXiv 2512.07011, Algorithm 1;
@@ -41,7 +42,7 @@ enum class PolicyKind : int {
 struct ThresholdView {
   const float* data = nullptr;    // [num_heads_q, num_q_blocks]; the last axis has stride 1
   std::int64_t num_heads = 0;     // must equal num_heads_q
-  std::int64_t num_q_blocks = 0;  // at least 1
+  std::int64_t num_q_blocks = 0;  // 1 to kMaxTokens
   std::int64_t stride_head = 0;   // elements
   std::int64_t stride_batch = 0;  // elements; 0: one table for all sequences
   BlockShape block;  // the grid it was calibrated on; must equal AttentionParams::block
@@ -59,8 +60,11 @@ struct Policy {
   }
 };
 
-// One attention call. All pointers belong to `device`; nothing is retained after the call (on CUDA:
-// after the stream has passed it). Members left at their defaults are not used.
+// One attention call. All pointers belong to `device` and are aligned to what they point to;
+// nothing is retained after the call (on CUDA: after the stream has passed it). Members left at
+// their defaults are not used. Numbers are within bsfa/limits.hpp. What is written (out, the
+// results on request, the workspace) overlaps neither itself nor anything else that the call
+// touches.
 struct AttentionParams {
   // Operands. head_dim has stride 1 everywhere. Packed batches (cu_seqlens_*) have shape[0] == 1
   // and shape[1] = the total number of tokens.
@@ -73,7 +77,7 @@ struct AttentionParams {
   std::optional<float> softmax_scale;    // finite, > 0; default 1/sqrt(head_dim)
   bool causal = false;                   // visible iff kv_offset + c <= q_offset + r
   std::optional<std::int64_t> q_offset;  // default: causal ? seqlen_k - seqlen_q : 0
-  std::int64_t kv_offset = 0;            // position of key 0; a multiple of 64
+  std::int64_t kv_offset = 0;            // position of key 0; a multiple of 64, >= 0
   std::optional<std::int64_t> window;    // the model's own, tokens >= 1: p - window < position <= p
   float softcap = 0;                     // > 0: scores become softcap * tanh(s / softcap)
   const float* sinks = nullptr;          // [num_heads_q] learned sink logits
@@ -90,10 +94,17 @@ struct AttentionParams {
   const std::int32_t* q_offsets = nullptr;     // [batch], replaces q_offset sequence by sequence
   std::int64_t num_sequences = 0;              // batch of a packed call
   std::int64_t max_seqlen_q = 0;               // packed: the longest sequence, or a bound
-  std::int64_t max_seqlen_k = 0;
-  const std::int32_t* page_table = nullptr;  // [batch, pages] of k and v as [page, page_size, ...]
-  std::int64_t page_size = 0;
-  std::int64_t page_table_stride = 0;
+  std::int64_t max_seqlen_k = 0;               // packed or paged: likewise of the keys
+
+  // Paged keys and values: k and v are [pages, page_size, num_heads_kv, head_dim] with any strides,
+  // shape[0] being the pages of the cache. Key c of sequence b is row c % page_size of page
+  // page_table[b, c / page_size]. How many keys a sequence has is in seqused_k (required); entries
+  // of the table beyond them are not looked at, and a page may stand in several rows. Queries are
+  // padded ([batch, seqlen_q, ...]) or packed (cu_seqlens_q without cu_seqlens_k). No backend of
+  // this version serves paged calls; each says so by name.
+  const std::int32_t* page_table = nullptr;  // [batch, >= max_seqlen_k / page_size, rounded up]
+  std::int64_t page_size = 0;                // tokens; a multiple of 16
+  std::int64_t page_table_stride = 0;        // elements from row to row; 0: one row for all
 
   // Results on request. Sequences and heads as in the call.
   StridedView<float, 3> lse;                 // [batch, num_heads_q, seqlen_q], natural logarithm;
@@ -110,13 +121,14 @@ struct AttentionParams {
   Device device;
   std::string backend;           // empty: the best that serves the call; else a name of backends()
   void* stream = nullptr;        // cudaStream_t
-  Executor* executor = nullptr;  // CPU; none: the calling thread alone
+  Executor* executor = nullptr;  // CPU; none: the calling thread alone; 1 to kMaxWorkers workers
   void* workspace = nullptr;     // aligned to 256 bytes
   std::size_t workspace_bytes = 0;  // at least plan_attention(params).workspace_bytes
 };
 
 // What attention_forward would do with these parameters. Looks at shapes, dtypes, alignment and the
-// presence of pointers, never at data; workspace and its size are not looked at.
+// presence of pointers, never at data (on the CPU at the per-sequence arrays and the page table, if
+// there are any); workspace and its size are not looked at, nor what overlaps what.
 struct AttentionPlan {
   Status status;                    // ok, or why no backend serves the call
   std::string backend;              // "cpu", "cuda-sm90", "reference", ...

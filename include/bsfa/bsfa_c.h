@@ -14,6 +14,9 @@
  * - A struct that starts with struct_size is set to zero, then struct_size to sizeof of it. Zero is
  *   the default of every field. Later versions append fields; programs built against this header
  *   keep working, and a newer struct is accepted by this library if what it does not know is zero.
+ *   (No version of a struct is larger than 4096 bytes.)
+ * - Pointers are aligned to what they point to, numbers are within limits.hpp, and what is written
+ *   overlaps neither itself nor anything else: all else is refused by name.
  * - Objects (thresholds, calibration, thread pool) are used by one thread at a time, except that
  *   thresholds are only read by the functions that take them as const.
  */
@@ -110,7 +113,7 @@ typedef void (*bsfa_task)(void* context, int64_t task, int32_t worker);
 
 /* A host's own threads. parallel_for calls task(context, t, worker) once for each t in
  * [0, num_tasks), in ascending order as workers become free, and returns when all have returned.
- * Two tasks that run at the same time have different workers, below max_workers. */
+ * Two tasks that run at the same time have different workers, below max_workers (1 to 4096). */
 typedef struct bsfa_executor {
   size_t struct_size;
   void* user;
@@ -119,6 +122,7 @@ typedef struct bsfa_executor {
 } bsfa_executor;
 
 typedef struct bsfa_thread_pool bsfa_thread_pool;
+/* num_threads: 1 to 4096. BSFA_RUNTIME if the system does not give so many. */
 BSFA_API bsfa_status bsfa_thread_pool_create(int32_t num_threads, bsfa_thread_pool** pool);
 BSFA_API void bsfa_thread_pool_free(bsfa_thread_pool* pool); /* null: nothing */
 
@@ -156,9 +160,9 @@ typedef struct bsfa_attention_params {
   int64_t num_sequences;
   int64_t max_seqlen_q;
   int64_t max_seqlen_k;
-  const int32_t* page_table;
-  int64_t page_size;
-  int64_t page_table_stride;
+  const int32_t* page_table; /* with seqused_k: k and v are [pages, page_size, heads, head_dim] */
+  int64_t page_size;         /* tokens; a multiple of 16 */
+  int64_t page_table_stride; /* 0: one row for all sequences */
 
   /* Results on request. */
   bsfa_f32_view lse;            /* [batch, num_heads_q, seqlen_q] */

@@ -17,6 +17,7 @@ namespace bsfa {
 // -inf. Its threshold is -inf if at most `budget` of those are not always kept, else the midpoint,
 // in fp64 rounded to fp32, of the budget-th and the (budget+1)-th largest maximum of those. NaN for
 // every budget if a column that the row sees is NaN or infinite: Calibration::add refuses it.
+// Extents are those of a call: up to kMaxHeads heads and the blocks of kMaxTokens positions.
 struct SelectThresholdsParams {
   StridedView<const float, 3> block_max;  // [num_heads_q, q blocks, kv blocks], -inf: invisible
   std::int64_t first_q_block = 0;         // absolute gate block of row 0
@@ -24,7 +25,7 @@ struct SelectThresholdsParams {
   BlockShape block;
   const std::int64_t* budgets = nullptr;  // [num_budgets] ascending, >= 1; host memory
   std::int64_t num_budgets = 0;
-  StridedView<float, 3> thresholds;  // [num_budgets, num_heads_q, q blocks]
+  StridedView<float, 3> thresholds;  // [num_budgets, num_heads_q, q blocks]; overlaps nothing
   Device device;                     // of block_max and thresholds
   std::string backend;               // empty: by device; the CPU ones share one implementation
   void* stream = nullptr;            // cudaStream_t

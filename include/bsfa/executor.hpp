@@ -16,7 +16,8 @@ class BSFA_API Executor {
 
   virtual ~Executor() = default;
 
-  // The largest number of bodies that run at the same time; `worker` stays below it.
+  // The largest number of bodies that run at the same time, 1 to kMaxWorkers (bsfa/limits.hpp);
+  // `worker` stays below it.
   virtual int max_workers() const = 0;
 
   // Calls body(context, task, worker) once for each task in [0, num_tasks) and returns when all
@@ -38,7 +39,8 @@ class BSFA_API Executor {
 };
 
 // A pool of num_threads workers, the calling thread being one of them. Not reentrant; one caller
-// at a time (a second one waits). Throws Error if num_threads < 1.
+// at a time (a second one waits). Throws Error if num_threads is not 1 to kMaxWorkers, or if the
+// system does not give so many threads.
 class BSFA_API ThreadPool final : public Executor {
  public:
   explicit ThreadPool(int num_threads);

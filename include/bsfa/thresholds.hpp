@@ -15,7 +15,7 @@ struct ThresholdMetadata {
   BlockShape block;
   float softmax_scale = 0;      // of the scores that were calibrated on
   std::int64_t max_seqlen = 0;  // tokens of the longest sample: num_q_blocks blocks, rounded up
-  std::string model;            // name or path as given, UTF-8
+  std::string model;            // name or path as given, UTF-8 without NUL
   std::int64_t num_samples = 0;
   std::string producer;                            // program and version
   std::optional<std::int64_t> recommended_budget;  // one of budgets

@@ -63,8 +63,14 @@ void set_policy(Call* call, nb::handle thresholds, std::optional<Pair> threshold
 void set_sequences(Call* call, nb::handle cu_seqlens_q, nb::handle cu_seqlens_k,
                    std::optional<std::int64_t> max_seqlen_q,
                    std::optional<std::int64_t> max_seqlen_k, nb::handle seqused_k,
-                   nb::handle leftpad_k, nb::handle q_offsets) {
+                   nb::handle leftpad_k, nb::handle q_offsets, nb::handle page_table,
+                   std::int64_t page_size) {
   AttentionParams& params = call->params;
+  const auto pages = call->borrow.view<const std::int32_t, 2>("page_table", page_table);
+  const bool paged = pages.data != nullptr;
+  params.page_table = pages.data;
+  params.page_table_stride = pages.stride[0];
+  params.page_size = page_size;
   const auto vector = [&](const char* name, nb::handle value, std::int64_t* length) {
     return call->borrow.vector<const std::int32_t>(name, value, length);
   };
@@ -73,6 +79,7 @@ void set_sequences(Call* call, nb::handle cu_seqlens_q, nb::handle cu_seqlens_k,
     std::int64_t length_q = 0, length_k = 0;
     params.cu_seqlens_q = vector("cu_seqlens_q", cu_seqlens_q, &length_q);
     params.cu_seqlens_k = vector("cu_seqlens_k", cu_seqlens_k, &length_k);
+    if (paged && cu_seqlens_k.is_none()) length_k = length_q;  // seqused_k counts the keys
     if (length_q != length_k || length_q < 1) {
       refuse("cu_seqlens_q and cu_seqlens_k have " + std::to_string(length_q) + " and " +
              std::to_string(length_k) + " entries; expected batch + 1 in both");
@@ -80,8 +87,24 @@ void set_sequences(Call* call, nb::handle cu_seqlens_q, nb::handle cu_seqlens_k,
     params.num_sequences = batch = length_q - 1;
     params.max_seqlen_q = max_seqlen_q.value_or(params.q.shape[1]);
     params.max_seqlen_k = max_seqlen_k.value_or(params.k.shape[1]);
-  } else if (max_seqlen_q || max_seqlen_k) {
+  } else if (max_seqlen_q || (max_seqlen_k && !paged)) {
     refuse("max_seqlen_q and max_seqlen_k belong to packed batches; cu_seqlens_q is missing");
+  }
+  if (paged) {
+    const std::int64_t columns = pages.shape[1];
+    if (pages.shape[0] != batch || (columns > 1 && pages.stride[1] != 1)) {
+      refuse("page_table has shape [" + std::to_string(pages.shape[0]) + ", " +
+             std::to_string(columns) + "] and stride " + std::to_string(pages.stride[1]) +
+             " on its last axis; expected a contiguous row for each of " + std::to_string(batch) +
+             " sequences");
+    }
+    std::int64_t held = 0;
+    if (__builtin_mul_overflow(columns, page_size, &held)) held = 0;
+    params.max_seqlen_k = max_seqlen_k.value_or(held);
+    if (params.max_seqlen_k > held) {
+      refuse("max_seqlen_k is " + std::to_string(params.max_seqlen_k) +
+             "; page_table has room for " + std::to_string(held) + " keys of a sequence");
+    }
   }
   const auto per_sequence = [&](const char* name, nb::handle value) -> const std::int32_t* {
     std::int64_t length = batch;
@@ -136,12 +159,8 @@ Call make_call(nb::handle q, nb::handle k, nb::handle v, nb::handle out,
            std::to_string(params.q.shape[2]) + " heads");
   }
   set_sequences(&call, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, seqused_k, leftpad_k,
-                q_offsets);
+                q_offsets, page_table, page_size);
   set_policy(&call, thresholds, thresholds_block, window_blocks);
-  const auto pages = call.borrow.view<const std::int32_t, 2>("page_table", page_table);
-  params.page_table = pages.data;
-  params.page_table_stride = pages.stride[0];
-  params.page_size = page_size;
   params.lse = call.borrow.view<float, 3>("lse", lse);
   params.kept_blocks = call.borrow.view<std::int64_t, 2>("kept_blocks", kept_blocks);
   params.visible_blocks = call.borrow.view<std::int64_t, 2>("visible_blocks", visible_blocks);
@@ -216,6 +235,8 @@ block: the gate grid, query rows and keys per block
 compute_type: native, float32 or bfloat16
 cu_seqlens_q, cu_seqlens_k: int32 [batch + 1], packed batches (batch axis 1)
 seqused_k, leftpad_k, q_offsets: int32 [batch]
+page_table, page_size: int32 [batch, pages], k and v being [pages, page_size, heads, head_dim], with
+    seqused_k; max_seqlen_k: default what the table holds. No backend of this version serves it.
 lse: float32 [batch, num_heads_q, seqlen_q]
 kept_blocks, visible_blocks: int64 [batch, num_heads_q]
 kept_mask: uint8, block_max: float32 [batch, num_heads_q, q_blocks, kv_blocks] (see plan)

@@ -2,6 +2,7 @@
 
 #include "api/registry.hpp"
 #include "bsfa/calibration.hpp"
+#include "bsfa/text.hpp"
 #include "core/status.hpp"
 
 namespace bsfa {
@@ -16,7 +17,8 @@ Status select_backend(const Problem& problem, const std::string& name, Attention
   if (!name.empty()) {
     BSFA_RETURN_IF_ERROR(find_backend(name, problem.device.type, chosen));
     if (!(*chosen)->available()) {
-      return unsupported("backend '", name, "' is not available here: ", (*chosen)->describe());
+      return unsupported("backend ", quote(name),
+                         " is not available here: ", (*chosen)->describe());
     }
     return (*chosen)->plan(problem, plan);
   }
@@ -92,6 +94,7 @@ void attention_forward(const AttentionParams& params) {
   const Backend* backend = nullptr;
   throw_if_error(plan_problem(params, &problem, &plan, &backend));
   throw_if_error(check_workspace(problem, plan));
+  throw_if_error(check_overlaps(problem, plan.workspace_bytes));
   throw_if_error(backend->run(problem));
 }
 

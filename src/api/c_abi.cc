@@ -3,6 +3,8 @@
 #include <type_traits>
 
 #include "bsfa/backends.hpp"
+#include "bsfa/limits.hpp"
+#include "bsfa/text.hpp"
 
 namespace bsfa::c_abi {
 namespace {
@@ -101,7 +103,7 @@ AttentionParams attention_params(const bsfa_attention_params& from, const Caller
 
 bsfa_status set_last_error(ErrorCode code, const char* message) noexcept {
   try {
-    last_error = message;
+    last_error = printable(message);
     last_error_text = last_error.c_str();
   } catch (...) {
     last_error_text = "out of memory";
@@ -120,9 +122,9 @@ CallerThreads::CallerThreads(bsfa_thread_pool* pool, const bsfa_executor* callba
   if (callbacks == nullptr) return;
   const bsfa_executor known = read_struct("executor", callbacks, kExecutorV1);
   required("executor->parallel_for", known.parallel_for);
-  if (known.max_workers < 1) {
-    throw Error(
-        invalid_argument("executor->max_workers is ", known.max_workers, "; accepted: 1 or more"));
+  if (known.max_workers < 1 || known.max_workers > kMaxWorkers) {
+    throw Error(invalid_argument("executor->max_workers is ", known.max_workers,
+                                 "; accepted: 1 to ", kMaxWorkers));
   }
   executor_ = &callbacks_.emplace(known);
 }

@@ -63,9 +63,13 @@ T* required(const char* name, T* pointer) {
 // The size of a struct up to and including `last`, the last field of its first version.
 #define BSFA_FIRST_VERSION(type, last) (offsetof(type, last) + sizeof(type::last))
 
+// No version of a struct will be larger. What claims to be is not initialised, and is not read.
+constexpr std::size_t kLargestStruct = 4096;
+
 template <typename T>
 void check_struct_size(const char* name, std::size_t size, std::size_t first_version) {
-  if (size < first_version) {
+  static_assert(sizeof(T) <= kLargestStruct);
+  if (size < first_version || size > kLargestStruct) {
     throw Error(invalid_argument(name, "->struct_size is ", size,
                                  "; expected sizeof of the struct, ", sizeof(T),
                                  " in this version"));

@@ -2,6 +2,8 @@
 #include <vector>
 
 #include "api/c_abi.hpp"
+#include "bsfa/limits.hpp"
+#include "core/memory.hpp"
 
 namespace {
 
@@ -12,15 +14,21 @@ constexpr std::size_t kInfoV1 = BSFA_FIRST_VERSION(bsfa_thresholds_info, values)
 constexpr std::size_t kSelectV1 = BSFA_FIRST_VERSION(bsfa_select_thresholds_params, executor);
 constexpr std::size_t kConfigV1 = BSFA_FIRST_VERSION(bsfa_calibration_config, producer);
 
+void throw_if_error(const Status& status) {
+  if (!status.ok()) throw Error(status);
+}
+
 // Where info and config agree.
 template <typename Given>
 ThresholdMetadata metadata_of(const Given& from) {
   ThresholdMetadata metadata;
-  if (from.num_budgets < 0) {
-    throw Error(invalid_argument("num_budgets is ", from.num_budgets, "; accepted: 1 or more"));
+  if (from.num_budgets < 0 || from.num_budgets > kMaxBudgets) {
+    throw Error(
+        invalid_argument("num_budgets is ", from.num_budgets, "; accepted: 1 to ", kMaxBudgets));
   }
   if (from.num_budgets > 0) {
     required("budgets", from.budgets);
+    throw_if_error(check_view(memory_of("budgets", from.budgets, from.num_budgets)));
     metadata.budgets.assign(from.budgets, from.budgets + from.num_budgets);
   }
   metadata.block = block_shape(from.q_block, from.kv_block);
@@ -43,6 +51,7 @@ std::vector<float> values_of(const bsfa_thresholds_info& info) {
     }
   }
   required("values", info.values);
+  throw_if_error(check_view(memory_of("values", info.values, count)));
   return {info.values, info.values + count};
 }
 

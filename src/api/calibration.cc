@@ -1,6 +1,7 @@
 #include "bsfa/calibration.hpp"
 
 #include "api/registry.hpp"
+#include "bsfa/text.hpp"
 #include "calibration/select_thresholds.hpp"
 #include "core/status.hpp"
 
@@ -19,12 +20,12 @@ Status dispatch(const SelectThresholdsParams& params) {
     const Backend* named = nullptr;
     BSFA_RETURN_IF_ERROR(find_backend(params.backend, params.device.type, &named));
     if (!named->available()) {
-      return unsupported("backend '", params.backend,
-                         "' is not available here: ", named->describe());
+      return unsupported("backend ", quote(params.backend),
+                         " is not available here: ", named->describe());
     }
     if (!on_cpu) {
       if (named->select_thresholds == nullptr) {
-        return unsupported("backend '", params.backend, "' does not select thresholds");
+        return unsupported("backend ", quote(params.backend), " does not select thresholds");
       }
       return named->select_thresholds(params);
     }

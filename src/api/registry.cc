@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "bsfa/backends.hpp"
+#include "bsfa/text.hpp"
 #include "core/status.hpp"
 
 namespace bsfa {
@@ -23,7 +24,7 @@ Status find_backend(const std::string& name, DeviceType device, const Backend** 
   for (const Backend* candidate : registered_backends()) {
     if (candidate->name == name) {
       if (candidate->device != device) {
-        return invalid_argument("backend '", name, "' does not take tensors of this device (",
+        return invalid_argument("backend ", quote(name), " does not take tensors of this device (",
                                 device == DeviceType::kCpu ? "cpu" : "cuda", ")");
       }
       *backend = candidate;
@@ -31,7 +32,7 @@ Status find_backend(const std::string& name, DeviceType device, const Backend** 
     }
     names += (names.empty() ? "" : ", ") + std::string(candidate->name);
   }
-  return invalid_argument("backend is '", name, "'; accepted: ", names);
+  return invalid_argument("backend is ", quote(name), "; accepted: ", names);
 }
 
 std::vector<BackendInfo> backends() {

@@ -6,7 +6,10 @@
 #include <utility>
 
 #include "bsfa/backends.hpp"
+#include "bsfa/limits.hpp"
+#include "bsfa/text.hpp"
 #include "core/gate.hpp"
+#include "core/memory.hpp"
 #include "core/status.hpp"
 #include "core/threshold_metadata.hpp"
 
@@ -31,7 +34,7 @@ Status check_alike(const Calibration& a, const Calibration& b) {
     return invalid_argument("the calibrations do not fit together: ", field, " is ", other,
                             " in one and ", own, " in the other; expected the same");
   };
-  if (x.model != y.model) return refuse("model", "'" + y.model + "'", "'" + x.model + "'");
+  if (x.model != y.model) return refuse("model", quote(y.model), quote(x.model));
   if (x.budgets != y.budgets) return refuse("budgets", list_text(y.budgets), list_text(x.budgets));
   if (x.block.q != y.block.q) return refuse("q_block", y.block.q, x.block.q);
   if (x.block.kv != y.block.kv) return refuse("kv_block", y.block.kv, x.block.kv);
@@ -55,9 +58,10 @@ Calibration::Calibration(ThresholdMetadata metadata, std::int64_t num_layers,
   if (const Status status = check_calibration_metadata(metadata_); !status.ok()) {
     throw Error(status);
   }
-  if (num_layers < 1 || num_heads_q < 1) {
+  if (num_layers < 1 || num_layers > kMaxLayers || num_heads_q < 1 || num_heads_q > kMaxHeads) {
     throw Error(invalid_argument("num_layers and num_heads_q are ", num_layers, " and ",
-                                 num_heads_q, "; accepted: 1 or more"));
+                                 num_heads_q, "; accepted: 1 to ", kMaxLayers, " and 1 to ",
+                                 kMaxHeads));
   }
   metadata_.max_seqlen = 0;
   metadata_.num_samples = 0;
@@ -66,20 +70,20 @@ Calibration::Calibration(ThresholdMetadata metadata, std::int64_t num_layers,
 
 void Calibration::begin_sample(const std::string& name, std::int64_t num_tokens) {
   if (in_sample_) {
-    throw Error(invalid_argument("sample '", name, "' begins while sample '", sample_name_,
-                                 "' is under way; end or drop that first"));
+    throw Error(invalid_argument("sample ", quote(name), " begins while sample ",
+                                 quote(sample_name_), " is under way; end or drop that first"));
   }
-  if (num_tokens < 1) {
-    throw Error(
-        invalid_argument("sample '", name, "' has ", num_tokens, " tokens; accepted: 1 or more"));
+  if (num_tokens < 1 || num_tokens > kMaxTokens) {
+    throw Error(invalid_argument("sample ", quote(name), " has ", num_tokens,
+                                 " tokens; accepted: 1 to ", kMaxTokens));
   }
   const std::int64_t blocks = num_q_blocks_of(num_tokens, metadata_.block);
   std::int64_t values = 1;
   for (const std::int64_t extent :
        {static_cast<std::int64_t>(metadata_.budgets.size()), num_layers_, num_heads_q_, blocks}) {
-    if (__builtin_mul_overflow(values, extent, &values)) {
-      throw Error(invalid_argument("sample '", name, "' has ", num_tokens, " tokens; ", num_layers_,
-                                   " layers of ", num_heads_q_,
+    if (__builtin_mul_overflow(values, extent, &values) || values > kMaxElements) {
+      throw Error(invalid_argument("sample ", quote(name), " has ", num_tokens, " tokens; ",
+                                   num_layers_, " layers of ", num_heads_q_,
                                    " heads of it are more than memory can hold"));
     }
   }
@@ -103,7 +107,7 @@ void Calibration::add(std::int64_t layer, std::int64_t q_offset, std::int64_t se
     throw Error(invalid_argument("thresholds were added with no sample under way; begin one"));
   }
   const auto refuse = [&](const auto&... parts) {
-    const Status status = invalid_argument("sample '", sample_name_, "': ", parts...);
+    const Status status = invalid_argument("sample ", quote(sample_name_), ": ", parts...);
     drop_sample();
     throw Error(status);
   };
@@ -120,6 +124,9 @@ void Calibration::add(std::int64_t layer, std::int64_t q_offset, std::int64_t se
     refuse("layer ", layer, ": rows ", q_offset, " to ", q_end,
            " split a query block over calls; a chunk starts on a multiple of ", q_block,
            " and ends on one or at the last token");
+  }
+  if (const Status status = check_view(memory_of("thresholds", thresholds)); !status.ok()) {
+    refuse("layer ", layer, ": ", status.message);
   }
   const std::int64_t first = q_offset / q_block;
   const std::int64_t count = ceil_div(seqlen_q, q_block);
@@ -164,9 +171,10 @@ void Calibration::end_sample() {
   const auto missing = std::find(sample_done_.begin(), sample_done_.end(), 0);
   if (missing != sample_done_.end()) {
     const std::int64_t index = missing - sample_done_.begin();
-    const Status status = invalid_argument(
-        "sample '", sample_name_, "': layer ", index / sample_q_blocks_, " has no query block ",
-        index % sample_q_blocks_, "; expected all of its ", sample_tokens_, " tokens");
+    const Status status =
+        invalid_argument("sample ", quote(sample_name_), ": layer ", index / sample_q_blocks_,
+                         " has no query block ", index % sample_q_blocks_, "; expected all of its ",
+                         sample_tokens_, " tokens");
     drop_sample();
     throw Error(status);
   }
@@ -200,8 +208,8 @@ void Calibration::grow(std::int64_t num_q_blocks) {
 
 void Calibration::merge(const Calibration& other) {
   if (in_sample_ || other.in_sample_) {
-    throw Error(invalid_argument("sample '", in_sample_ ? sample_name_ : other.sample_name_,
-                                 "' is under way; end or drop it before a merge"));
+    throw Error(invalid_argument("sample ", quote(in_sample_ ? sample_name_ : other.sample_name_),
+                                 " is under way; end or drop it before a merge"));
   }
   if (const Status status = check_alike(*this, other); !status.ok()) throw Error(status);
   grow(other.num_q_blocks_);
@@ -225,8 +233,8 @@ void Calibration::merge(const Calibration& other) {
 
 ThresholdTable Calibration::finish() const {
   if (in_sample_) {
-    throw Error(invalid_argument("sample '", sample_name_,
-                                 "' is under way; end or drop it before the calibration is "
+    throw Error(invalid_argument("sample ", quote(sample_name_),
+                                 " is under way; end or drop it before the calibration is "
                                  "finished"));
   }
   if (metadata_.num_samples == 0) {

@@ -6,7 +6,10 @@
 #include <limits>
 #include <vector>
 
+#include "bsfa/limits.hpp"
+#include "core/executor.hpp"
 #include "core/gate.hpp"
+#include "core/memory.hpp"
 #include "core/status.hpp"
 #include "core/threshold_metadata.hpp"
 
@@ -15,18 +18,17 @@ namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-Status check_view(const char* name, const void* data, const std::int64_t* shape,
-                  const std::int64_t* stride) {
-  std::int64_t elements = 1;
-  for (int axis = 0; axis < 3; ++axis) {
-    if (shape[axis] < 0 || stride[axis] < 0) {
-      return invalid_argument(name, " has extent ", shape[axis], " and stride ", stride[axis],
-                              " on axis ", axis, "; accepted: 0 or more");
-    }
-    elements *= shape[axis] > 0 ? 1 : 0;
-  }
-  if (elements > 0 && data == nullptr) return invalid_argument(name, ".data is null");
+template <typename T>
+Status check_table(const char* name, const StridedView<T, 3>& view) {
+  BSFA_RETURN_IF_ERROR(check_view(memory_of(name, view)));
+  const bool empty = std::count(view.shape, view.shape + 3, 0) > 0;
+  if (!empty && !view) return invalid_argument(name, ".data is null");
   return {};
+}
+
+Status check_extent(const char* what, std::int64_t value, std::int64_t most) {
+  if (value >= 0 && value <= most) return {};
+  return invalid_argument(what, " is ", value, "; accepted: 0 to ", most);
 }
 
 // One row of maxima: the candidates gathered, or the verdict that it is not finite.
@@ -69,30 +71,39 @@ void select_row(const SelectThresholdsParams& params, std::vector<float>* candid
 }  // namespace
 
 Status check_select_thresholds(const SelectThresholdsParams& params) {
-  if (params.num_budgets < 1 || params.budgets == nullptr) {
+  if (params.num_budgets < 1 || params.budgets == nullptr || params.num_budgets > kMaxBudgets) {
     return invalid_argument("budgets is ", params.budgets == nullptr ? "null" : "given", " with ",
-                            params.num_budgets, " entries; expected at least one");
+                            params.num_budgets, " entries; accepted: 1 to ", kMaxBudgets);
   }
+  const Memory budgets = memory_of("budgets", params.budgets, params.num_budgets);
+  BSFA_RETURN_IF_ERROR(check_view(budgets));
   ThresholdMetadata metadata;
   metadata.budgets.assign(params.budgets, params.budgets + params.num_budgets);
   metadata.block = params.block;
   metadata.softmax_scale = 1;
   BSFA_RETURN_IF_ERROR(check_calibration_metadata(metadata));
-  BSFA_RETURN_IF_ERROR(check_view("block_max", params.block_max.data, params.block_max.shape,
-                                  params.block_max.stride));
-  BSFA_RETURN_IF_ERROR(check_view("thresholds", params.thresholds.data, params.thresholds.shape,
-                                  params.thresholds.stride));
-  const std::int64_t expected[3] = {params.num_budgets, params.block_max.shape[0],
-                                    params.block_max.shape[1]};
+  BSFA_RETURN_IF_ERROR(check_table("block_max", params.block_max));
+  BSFA_RETURN_IF_ERROR(check_table("thresholds", params.thresholds));
+  const std::int64_t* shape = params.block_max.shape;
+  const std::int64_t expected[3] = {params.num_budgets, shape[0], shape[1]};
   if (!std::equal(expected, expected + 3, params.thresholds.shape)) {
-    const std::int64_t* shape = params.thresholds.shape;
-    return invalid_argument("thresholds has shape [", shape[0], ", ", shape[1], ", ", shape[2],
-                            "]; expected [", expected[0], " budgets, ", expected[1], " heads, ",
+    return invalid_argument("thresholds has shape ", shape_text(params.thresholds.shape, 3),
+                            "; expected [", expected[0], " budgets, ", expected[1], " heads, ",
                             expected[2], " query blocks]");
   }
-  if (params.first_q_block < 0 || params.first_kv_block < 0) {
-    return invalid_argument("first_q_block and first_kv_block are ", params.first_q_block, " and ",
-                            params.first_kv_block, "; accepted: 0 or more");
+  BSFA_RETURN_IF_ERROR(check_extent("the heads axis of block_max", shape[0], kMaxHeads));
+  const std::int64_t q_blocks = kMaxTokens / params.block.q;
+  const std::int64_t kv_blocks = kMaxTokens / params.block.kv;
+  BSFA_RETURN_IF_ERROR(check_extent("the query block axis of block_max", shape[1], q_blocks));
+  BSFA_RETURN_IF_ERROR(check_extent("the key/value block axis of block_max", shape[2], kv_blocks));
+  BSFA_RETURN_IF_ERROR(check_extent("first_q_block", params.first_q_block, q_blocks));
+  BSFA_RETURN_IF_ERROR(check_extent("first_kv_block", params.first_kv_block, kv_blocks));
+  const Memory outputs[] = {memory_of("thresholds", params.thresholds)};
+  BSFA_RETURN_IF_ERROR(check_no_self_overlap(outputs[0]));
+  const Memory inputs[] = {memory_of("block_max", params.block_max), budgets};
+  BSFA_RETURN_IF_ERROR(check_no_overlap(outputs, inputs));
+  if (params.device.type == DeviceType::kCpu && params.executor != nullptr) {
+    return check_workers(*params.executor);
   }
   return {};
 }

@@ -1,19 +1,26 @@
 #include "core/problem.hpp"
 
+#include <algorithm>
 #include <cmath>
-#include <limits>
+#include <string>
 
+#include "bsfa/limits.hpp"
+#include "core/executor.hpp"
+#include "core/memory.hpp"
 #include "core/status.hpp"
 
 namespace bsfa {
 namespace {
 
-std::string shape_text(const std::int64_t* shape, int rank) {
-  std::string result = "[";
-  for (int axis = 0; axis < rank; ++axis) {
-    result += (axis > 0 ? ", " : "") + std::to_string(shape[axis]);
-  }
-  return result + "]";
+Status check_range(const char* name, std::int64_t value, std::int64_t least, std::int64_t most) {
+  if (value >= least && value <= most) return {};
+  return invalid_argument(name, " is ", value, "; accepted: ", least, " to ", most);
+}
+
+// The same for what an operand has so many of.
+Status check_at_most(const char* operand, const char* what, std::int64_t count, std::int64_t most) {
+  if (count <= most) return {};
+  return invalid_argument(operand, " has ", what, " ", count, "; accepted: up to ", most);
 }
 
 // Whether a value is one that has a name: through the C ABI any integer comes in. Without default,
@@ -53,31 +60,17 @@ Status check_operand(const char* name, const View& view) {
     return invalid_argument(name, " has dtype ", static_cast<int>(view.dtype),
                             "; accepted: float32, float16, bfloat16");
   }
-  std::int64_t elements = 1;
-  for (int axis = 0; axis < 4; ++axis) {
-    if (view.shape[axis] < 0) {
-      return invalid_argument(name, " has shape ", shape_text(view.shape, 4),
-                              "; no axis may be negative");
-    }
-    elements *= view.shape[axis] > 0 ? 1 : 0;
-    if (view.stride[axis] < 0) {
-      return invalid_argument(name, " has strides ", shape_text(view.stride, 4),
-                              "; negative strides are not accepted");
-    }
-  }
-  if (elements > 0 && view.data == nullptr) {
-    return invalid_argument(name, " is a null pointer with shape ", shape_text(view.shape, 4));
-  }
   if (view.shape[3] > 1 && view.stride[3] != 1) {
     return invalid_argument(name, " has stride ", view.stride[3],
                             " on its last axis (head_dim); accepted: 1");
   }
-  const auto address = reinterpret_cast<std::uintptr_t>(view.data);
-  if (address % static_cast<std::uintptr_t>(dtype_size(view.dtype)) != 0) {
-    return invalid_argument(name, " is not aligned to its element size (", dtype_size(view.dtype),
-                            " bytes)");
+  const Memory memory = memory_of(name, view);
+  BSFA_RETURN_IF_ERROR(check_view(memory));
+  const bool empty = std::count(view.shape, view.shape + 4, 0) > 0;
+  if (!empty && view.data == nullptr) {
+    return invalid_argument(name, " is a null pointer with shape ", shape_text(view.shape, 4));
   }
-  return {};
+  return check_at_most(name, "head_dim", view.shape[3], kMaxHeadDim);
 }
 
 template <typename T, int kRank>
@@ -89,12 +82,20 @@ Status check_statistic(const char* name, const StridedView<T, kRank>& view,
       return invalid_argument(name, " has shape ", shape_text(view.shape, kRank), "; expected ",
                               shape_text(expected, kRank));
     }
-    if (view.stride[axis] < 0) {
-      return invalid_argument(name, " has strides ", shape_text(view.stride, kRank),
-                              "; negative strides are not accepted");
-    }
   }
-  return {};
+  const Memory memory = memory_of(name, view);
+  BSFA_RETURN_IF_ERROR(check_view(memory));
+  return check_no_self_overlap(memory);
+}
+
+// The entries that a call reads: one table for all sequences, or one for each.
+Memory memory_of_thresholds(const ThresholdView& table, std::int64_t num_sequences) {
+  return {"policy.thresholds",
+          table.data,
+          sizeof(float),
+          3,
+          {table.stride_batch != 0 ? num_sequences : 1, table.num_heads, table.num_q_blocks},
+          {table.stride_batch, table.stride_head, 1}};
 }
 
 Status check_table(const ThresholdView& table, BlockShape block, std::int64_t num_heads_q) {
@@ -105,17 +106,13 @@ Status check_table(const ThresholdView& table, BlockShape block, std::int64_t nu
     return invalid_argument("policy.thresholds has ", table.num_heads, " heads; q has ",
                             num_heads_q);
   }
-  if (table.num_q_blocks < 1) {
+  if (table.num_q_blocks < 1 || table.num_q_blocks > kMaxTokens) {
     return invalid_argument("policy.thresholds has ", table.num_q_blocks,
-                            " query blocks; accepted: 1 or more");
+                            " query blocks; accepted: 1 to ", kMaxTokens);
   }
   if (!(table.block == block)) {
     return invalid_argument("policy.thresholds was calibrated on blocks of ", table.block.q, "x",
                             table.block.kv, "; the call gates on ", block.q, "x", block.kv);
-  }
-  if (table.stride_head < 0 || table.stride_batch < 0) {
-    return invalid_argument("policy.thresholds has strides ", table.stride_batch, " (batch), ",
-                            table.stride_head, " (head); negative strides are not accepted");
   }
   return {};
 }
@@ -130,11 +127,7 @@ Status check_policy(const AttentionParams& params, std::int64_t num_heads_q) {
     case PolicyKind::kDense:
       return {};
     case PolicyKind::kSlidingWindow:
-      if (params.policy.window_blocks < 0) {
-        return invalid_argument("policy.window_blocks is ", params.policy.window_blocks,
-                                "; accepted: 0 or more");
-      }
-      return {};
+      return check_range("policy.window_blocks", params.policy.window_blocks, 0, kMaxTokens);
     case PolicyKind::kThreshold:
       return check_table(params.policy.thresholds, block, num_heads_q);
   }
@@ -165,71 +158,141 @@ Status check_cumulative(const char* name, const std::int32_t* offsets, std::int6
 
 // The per-sequence arrays, where they can be read.
 Status check_sequences_on_host(const AttentionParams& params, const SequenceLayout& layout) {
-  if (layout.packed) {
+  if (layout.cu_seqlens_q != nullptr) {
     BSFA_RETURN_IF_ERROR(check_cumulative("cu_seqlens_q", layout.cu_seqlens_q, layout.num_sequences,
                                           params.q.shape[1], layout.max_seqlen_q));
-    return check_cumulative("cu_seqlens_k", layout.cu_seqlens_k, layout.num_sequences,
-                            params.k.shape[1], layout.max_seqlen_k);
+  }
+  if (layout.cu_seqlens_k != nullptr) {
+    BSFA_RETURN_IF_ERROR(check_cumulative("cu_seqlens_k", layout.cu_seqlens_k, layout.num_sequences,
+                                          params.k.shape[1], layout.max_seqlen_k));
   }
   for (std::int64_t b = 0; b < layout.num_sequences; ++b) {
-    const Sequence s = sequence_at(layout, b);
-    if (s.k_begin < 0 || s.seqlen_k < 0 || s.k_begin + s.seqlen_k > layout.max_seqlen_k) {
-      return invalid_argument("leftpad_k and seqused_k give sequence ", b, " the keys [", s.k_begin,
-                              ", ", s.k_begin + s.seqlen_k, "); k has ", layout.max_seqlen_k);
+    const std::int64_t begin = layout.leftpad_k != nullptr ? layout.leftpad_k[b] : 0;
+    const std::int64_t keys =
+        layout.seqused_k != nullptr ? layout.seqused_k[b] : layout.max_seqlen_k - begin;
+    if (layout.cu_seqlens_k == nullptr &&
+        (begin < 0 || keys < 0 || begin + keys > layout.max_seqlen_k)) {
+      return invalid_argument("leftpad_k and seqused_k give sequence ", b, " the keys [", begin,
+                              ", ", begin + keys, "); k has ", layout.max_seqlen_k);
+    }
+    if (layout.q_offsets != nullptr &&
+        (layout.q_offsets[b] < -kMaxTokens || layout.q_offsets[b] > kMaxTokens)) {
+      return invalid_argument("q_offsets[", b, "] is ", layout.q_offsets[b],
+                              "; accepted: ", -kMaxTokens, " to ", kMaxTokens);
+    }
+    if (params.page_table == nullptr) continue;
+    const std::int32_t* pages = params.page_table + b * params.page_table_stride;
+    for (std::int64_t page = 0; page < ceil_div(keys, params.page_size); ++page) {
+      if (pages[page] < 0 || pages[page] >= params.k.shape[0]) {
+        return invalid_argument("page_table[", b, ", ", page, "] is ", pages[page], "; k has ",
+                                params.k.shape[0], " pages");
+      }
     }
   }
   return {};
 }
 
-Status make_layout(const AttentionParams& params, SequenceLayout* layout) {
+// k and v as pages; what a page table may stand beside.
+Status check_pages(const AttentionParams& params) {
+  if (params.page_table == nullptr) {
+    if (params.page_size == 0 && params.page_table_stride == 0) return {};
+    return invalid_argument("page_size is ", params.page_size, " and page_table_stride ",
+                            params.page_table_stride, " without a page_table");
+  }
+  if (params.page_size < 16 || params.page_size % 16 != 0) {
+    return invalid_argument("page_size is ", params.page_size,
+                            " tokens; accepted: multiples of 16 from 16");
+  }
+  if (params.k.shape[1] != params.page_size) {
+    return invalid_argument("k has pages of ", params.k.shape[1], " tokens; page_size is ",
+                            params.page_size);
+  }
+  if (params.cu_seqlens_k != nullptr || params.leftpad_k != nullptr) {
+    return invalid_argument(params.cu_seqlens_k != nullptr ? "cu_seqlens_k" : "leftpad_k",
+                            " was given with a page_table; the keys of a paged call are counted by "
+                            "seqused_k from the start of the first page");
+  }
+  if (params.seqused_k == nullptr) {
+    return invalid_argument(
+        "seqused_k is missing; with a page_table it counts the keys of each "
+        "sequence");
+  }
+  // Also what says how many entries of a row of the table may be looked at.
+  BSFA_RETURN_IF_ERROR(check_range("max_seqlen_k (of a paged call: the most keys of a sequence)",
+                                   params.max_seqlen_k, 1, kMaxTokens));
+  const std::int64_t row = ceil_div(params.max_seqlen_k, params.page_size);
+  if (params.page_table_stride < 0 ||
+      (params.page_table_stride != 0 && params.page_table_stride < row)) {
+    return invalid_argument("page_table_stride is ", params.page_table_stride, "; max_seqlen_k ",
+                            params.max_seqlen_k, " in pages of ", params.page_size,
+                            " needs rows of ", row, " or more (0: one row for all sequences)");
+  }
+  return check_at_most("k", "pages", params.k.shape[0], kMaxPages);
+}
+
+// Who says how many sequences and tokens there are: cu_seqlens_* of a packed call, else the shapes;
+// of paged keys max_seqlen_k in both.
+Status set_extents(const AttentionParams& params, SequenceLayout* layout) {
+  const bool paged = params.page_table != nullptr;
   layout->packed = params.cu_seqlens_q != nullptr || params.cu_seqlens_k != nullptr;
-  if (layout->packed) {
-    if (params.cu_seqlens_q == nullptr || params.cu_seqlens_k == nullptr) {
-      return invalid_argument(params.cu_seqlens_q == nullptr ? "cu_seqlens_q" : "cu_seqlens_k",
-                              " is missing; a packed batch needs cu_seqlens_q and cu_seqlens_k");
-    }
-    if (params.seqused_k != nullptr || params.leftpad_k != nullptr) {
-      return invalid_argument(
-          "seqused_k and leftpad_k belong to padded batches; they were given with cu_seqlens_q/k");
-    }
-    if (params.q.shape[0] != 1 || params.k.shape[0] != 1) {
-      return invalid_argument("packed q and k have ", params.q.shape[0], " and ", params.k.shape[0],
-                              " batch entries; expected 1, with all tokens on axis 1");
-    }
-    if (params.num_sequences < 0 || params.max_seqlen_q < 0 || params.max_seqlen_k < 0) {
-      return invalid_argument("num_sequences, max_seqlen_q, max_seqlen_k are ",
-                              params.num_sequences, ", ", params.max_seqlen_q, ", ",
-                              params.max_seqlen_k, "; accepted: 0 or more");
-    }
-    layout->num_sequences = params.num_sequences;
-    layout->max_seqlen_q = params.max_seqlen_q;
-    layout->max_seqlen_k = params.max_seqlen_k;
-  } else {
-    if (params.num_sequences != 0 || params.max_seqlen_q != 0 || params.max_seqlen_k != 0) {
+  if (!layout->packed) {
+    if (params.num_sequences != 0 || params.max_seqlen_q != 0 ||
+        (params.max_seqlen_k != 0 && !paged)) {
       return invalid_argument(
           "num_sequences, max_seqlen_q and max_seqlen_k belong to packed batches; cu_seqlens_q and "
           "cu_seqlens_k are missing");
     }
     layout->num_sequences = params.q.shape[0];
     layout->max_seqlen_q = params.q.shape[1];
-    layout->max_seqlen_k = params.k.shape[1];
+    layout->max_seqlen_k = paged ? params.max_seqlen_k : params.k.shape[1];
+    return {};
   }
-  if (params.page_table == nullptr && (params.page_size != 0 || params.page_table_stride != 0)) {
-    return invalid_argument("page_size is ", params.page_size, " without a page_table");
+  if (params.cu_seqlens_q == nullptr || (params.cu_seqlens_k == nullptr && !paged)) {
+    return invalid_argument(params.cu_seqlens_q == nullptr ? "cu_seqlens_q" : "cu_seqlens_k",
+                            " is missing; a packed batch needs cu_seqlens_q and cu_seqlens_k");
   }
+  if (!paged && (params.seqused_k != nullptr || params.leftpad_k != nullptr)) {
+    return invalid_argument(
+        "seqused_k and leftpad_k belong to padded batches; they were given with cu_seqlens_q/k");
+  }
+  if (params.q.shape[0] != 1 || (params.k.shape[0] != 1 && !paged)) {
+    return invalid_argument("packed q and k have ", params.q.shape[0], " and ", params.k.shape[0],
+                            " batch entries; expected 1, with all tokens on axis 1");
+  }
+  layout->num_sequences = params.num_sequences;
+  layout->max_seqlen_q = params.max_seqlen_q;
+  layout->max_seqlen_k = params.max_seqlen_k;
+  return {};
+}
+
+Status make_layout(const AttentionParams& params, SequenceLayout* layout) {
+  BSFA_RETURN_IF_ERROR(set_extents(params, layout));
+  BSFA_RETURN_IF_ERROR(check_pages(params));
+  const bool packed = layout->packed;
+  BSFA_RETURN_IF_ERROR(check_range(packed ? "num_sequences" : "the batch axis of q",
+                                   layout->num_sequences, 0, kMaxSequences));
+  BSFA_RETURN_IF_ERROR(
+      check_range(packed ? "max_seqlen_q" : "seqlen_q", layout->max_seqlen_q, 0, kMaxTokens));
+  BSFA_RETURN_IF_ERROR(
+      check_range(packed ? "max_seqlen_k" : "seqlen_k", layout->max_seqlen_k, 0, kMaxTokens));
+  BSFA_RETURN_IF_ERROR(check_at_most("q", "rows", params.q.shape[1], kMaxTokens));
+  BSFA_RETURN_IF_ERROR(check_at_most("k", "rows", params.k.shape[1], kMaxTokens));
   const std::int64_t kv_unit = params.block.kv > 64 ? params.block.kv : 64;
-  if (params.kv_offset < 0 || params.kv_offset % kv_unit != 0) {
+  if (params.kv_offset < 0 || params.kv_offset % kv_unit != 0 || params.kv_offset > kMaxTokens) {
     return invalid_argument("kv_offset is ", params.kv_offset, "; accepted: a multiple of ",
-                            kv_unit, " from 0");
+                            kv_unit, " from 0 to ", kMaxTokens);
   }
-  if (params.window && *params.window < 1) {
-    return invalid_argument("window is ", *params.window, " tokens; accepted: 1 or more");
+  if (params.window && (*params.window < 1 || *params.window > kMaxTokens)) {
+    return invalid_argument("window is ", *params.window, " tokens; accepted: 1 to ", kMaxTokens);
   }
   if (params.window && !params.causal) {
     return invalid_argument("window needs causal attention; the call is bidirectional");
   }
   if (params.q_offset && params.q_offsets != nullptr) {
     return invalid_argument("q_offset and q_offsets were both given; accepted: one of them");
+  }
+  if (params.q_offset) {
+    BSFA_RETURN_IF_ERROR(check_range("q_offset", *params.q_offset, -kMaxTokens, kMaxTokens));
   }
   layout->causal = params.causal;
   layout->kv_offset = params.kv_offset;
@@ -243,6 +306,49 @@ Status make_layout(const AttentionParams& params, SequenceLayout* layout) {
   layout->leftpad_k = params.leftpad_k;
   layout->q_offsets = params.q_offsets;
   return {};
+}
+
+// What lies in memory beside the operands and the results.
+struct Tables {
+  Memory thresholds, sinks, cu_seqlens_q, cu_seqlens_k, seqused_k, leftpad_k, q_offsets, page_table;
+
+  explicit Tables(const Problem& problem) {
+    const SequenceLayout& layout = problem.sequences;
+    const std::int64_t count = layout.num_sequences;
+    if (problem.policy.kind == PolicyKind::kThreshold) {
+      thresholds = memory_of_thresholds(problem.policy.thresholds, count);
+    }
+    sinks = memory_of("sinks", problem.sinks, problem.num_heads_q);
+    cu_seqlens_q = memory_of("cu_seqlens_q", layout.cu_seqlens_q, count + 1);
+    cu_seqlens_k = memory_of("cu_seqlens_k", layout.cu_seqlens_k, count + 1);
+    seqused_k = memory_of("seqused_k", layout.seqused_k, count);
+    leftpad_k = memory_of("leftpad_k", layout.leftpad_k, count);
+    q_offsets = memory_of("q_offsets", layout.q_offsets, count);
+    if (problem.page_table != nullptr) {
+      page_table = {"page_table",
+                    count > 0 ? problem.page_table : nullptr,
+                    sizeof(std::int32_t),
+                    2,
+                    {problem.page_table_stride != 0 ? count : 1,
+                     ceil_div(layout.max_seqlen_k, problem.page_size)},
+                    {problem.page_table_stride, 1}};
+    }
+  }
+};
+
+Status check_tables(const Problem& problem) {
+  const Tables tables(problem);
+  for (const Memory* table :
+       {&tables.thresholds, &tables.sinks, &tables.cu_seqlens_q, &tables.cu_seqlens_k,
+        &tables.seqused_k, &tables.leftpad_k, &tables.q_offsets, &tables.page_table}) {
+    BSFA_RETURN_IF_ERROR(check_view(*table));
+  }
+  return {};
+}
+
+Status check_executor(const AttentionParams& params) {
+  if (params.device.type != DeviceType::kCpu || params.executor == nullptr) return {};
+  return check_workers(*params.executor);
 }
 
 // Extent of the statistics: exact where all sequences stand alike, else the most that can occur.
@@ -285,6 +391,7 @@ Status make_problem(const AttentionParams& params, Problem* problem) {
   BSFA_RETURN_IF_ERROR(check_operand("k", params.k));
   BSFA_RETURN_IF_ERROR(check_operand("v", params.v));
   BSFA_RETURN_IF_ERROR(check_operand("out", params.out));
+  BSFA_RETURN_IF_ERROR(check_no_self_overlap(memory_of("out", params.out)));
   const std::int64_t num_heads_q = params.q.shape[2];
   const std::int64_t num_heads_kv = params.k.shape[2];
   const std::int64_t head_dim = params.q.shape[3];
@@ -296,6 +403,7 @@ Status make_problem(const AttentionParams& params, Problem* problem) {
     return invalid_argument("q has ", num_heads_q, " heads and k has ", num_heads_kv,
                             "; the heads of q must be a positive multiple of those of k");
   }
+  BSFA_RETURN_IF_ERROR(check_at_most("q", "heads", num_heads_q, kMaxHeads));
   // A paged k and v is [page, page_size, ...]: its batch axis counts pages.
   if (params.page_table == nullptr && params.k.shape[0] != params.q.shape[0]) {
     return invalid_argument("k has ", params.k.shape[0], " batch entries; q has ",
@@ -347,21 +455,6 @@ Status make_problem(const AttentionParams& params, Problem* problem) {
   *problem = {};
   SequenceLayout& layout = problem->sequences;
   BSFA_RETURN_IF_ERROR(make_layout(params, &layout));
-  if (params.device.type == DeviceType::kCpu) {
-    BSFA_RETURN_IF_ERROR(check_sequences_on_host(params, layout));
-  }
-  // Where the position of the first query is known here, a table must have an entry for it. (Rows
-  // before position 0 that come from left padding see nothing and are never gated.)
-  if (params.policy.kind == PolicyKind::kThreshold && !layout.packed &&
-      layout.q_offsets == nullptr && layout.seqused_k == nullptr && layout.leftpad_k == nullptr &&
-      layout.num_sequences > 0) {
-    const std::int64_t q_offset = sequence_at(layout, 0).q_offset;
-    if (q_offset < 0) {
-      return invalid_argument("q_offset is ", q_offset,
-                              "; a threshold table has no entry for positions before 0");
-    }
-  }
-
   static_cast<AttentionParams&>(*problem) = params;
   problem->softmax_scale =
       params.softmax_scale.value_or(1.0f / std::sqrt(static_cast<float>(head_dim)));
@@ -370,6 +463,24 @@ Status make_problem(const AttentionParams& params, Problem* problem) {
   problem->group = num_heads_q / num_heads_kv;
   problem->head_dim = head_dim;
   problem->head_dim_v = params.v.shape[3];
+  BSFA_RETURN_IF_ERROR(check_tables(*problem));
+  BSFA_RETURN_IF_ERROR(check_executor(params));
+  if (params.device.type == DeviceType::kCpu) {
+    BSFA_RETURN_IF_ERROR(check_sequences_on_host(params, layout));
+  }
+  // Where the position of the first query is known here, a table must have an entry for it. (Rows
+  // before position 0 that come from left padding see nothing and are never gated.)
+  const bool alike = !layout.packed && layout.q_offsets == nullptr && layout.seqused_k == nullptr &&
+                     layout.leftpad_k == nullptr;
+  if (params.policy.kind == PolicyKind::kThreshold && layout.num_sequences > 0 &&
+      (layout.has_q_offset || alike)) {
+    const std::int64_t q_offset =
+        layout.has_q_offset ? layout.q_offset : sequence_at(layout, 0).q_offset;
+    if (q_offset < 0) {
+      return invalid_argument("q_offset is ", q_offset,
+                              "; a threshold table has no entry for positions before 0");
+    }
+  }
   set_block_extents(problem);
 
   const std::int64_t batch = layout.num_sequences;
@@ -382,6 +493,34 @@ Status make_problem(const AttentionParams& params, Problem* problem) {
   BSFA_RETURN_IF_ERROR(check_statistic("kept_mask", params.kept_mask, block_shape));
   BSFA_RETURN_IF_ERROR(check_statistic("block_max", params.block_max, block_shape));
   return {};
+}
+
+Status check_overlaps(const Problem& problem, std::size_t workspace_bytes) {
+  const Tables tables(problem);
+  const Memory outputs[] = {
+      memory_of("out", problem.out),
+      memory_of("lse", problem.lse),
+      memory_of("kept_blocks", problem.kept_blocks),
+      memory_of("visible_blocks", problem.visible_blocks),
+      memory_of("kept_mask", problem.kept_mask),
+      memory_of("block_max", problem.block_max),
+      memory_of("workspace", static_cast<const char*>(problem.workspace),
+                static_cast<std::int64_t>(workspace_bytes)),
+  };
+  const Memory inputs[] = {
+      memory_of("q", problem.q),
+      memory_of("k", problem.k),
+      memory_of("v", problem.v),
+      tables.thresholds,
+      tables.sinks,
+      tables.cu_seqlens_q,
+      tables.cu_seqlens_k,
+      tables.seqused_k,
+      tables.leftpad_k,
+      tables.q_offsets,
+      tables.page_table,
+  };
+  return check_no_overlap(outputs, inputs);
 }
 
 }  // namespace bsfa

@@ -27,8 +27,15 @@ struct Problem : AttentionParams {
 DType multiply_dtype(const Problem& problem, bool has_float16_unit);
 
 // Checks shapes, dtypes and the contract of each member (never data on a device; on the CPU the
-// per-sequence arrays too, since a wrong one would read outside the tensors).
+// per-sequence arrays and page tables too, since a wrong one would read outside the tensors). What
+// passes is within bsfa/limits.hpp: no product of extents, positions or strides can overflow, and
+// positions, keys and blocks fit 32 bits.
 Status make_problem(const AttentionParams& params, Problem* problem);
+
+// Refuses results and a workspace of `workspace_bytes` that share memory with each other or with
+// what the call reads. Beside make_problem, since a plan may be made with pointers that only stand
+// for those of the call.
+Status check_overlaps(const Problem& problem, std::size_t workspace_bytes);
 
 // The query block that every row and column of a statistic is relative to.
 constexpr std::int64_t first_q_block(const Sequence& s, BlockShape block) {

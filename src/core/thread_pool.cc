@@ -1,11 +1,13 @@
 #include <atomic>
 #include <condition_variable>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
 #include "bsfa/error.hpp"
 #include "bsfa/executor.hpp"
+#include "bsfa/limits.hpp"
 #include "core/status.hpp"
 
 namespace bsfa {
@@ -55,13 +57,18 @@ struct ThreadPool::Impl {
 };
 
 ThreadPool::ThreadPool(int num_threads) : impl_(std::make_unique<Impl>()) {
-  if (num_threads < 1) {
-    throw Error(invalid_argument("num_threads is ", num_threads, "; accepted: 1 or more"));
+  if (num_threads < 1 || num_threads > kMaxWorkers) {
+    throw Error(invalid_argument("num_threads is ", num_threads, "; accepted: 1 to ", kMaxWorkers));
   }
   try {
     for (int worker = 1; worker < num_threads; ++worker) {
       impl_->threads.emplace_back([this, worker] { impl_->serve(worker); });
     }
+  } catch (const std::system_error& error) {
+    const std::size_t made = impl_->threads.size() + 1;
+    impl_->join();
+    throw Error(ErrorCode::kRuntime, text("num_threads is ", num_threads, "; the system gave ",
+                                          made, " and refused another: ", error.code().message()));
   } catch (...) {
     impl_->join();
     throw;

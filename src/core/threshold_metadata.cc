@@ -2,7 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
+#include "bsfa/limits.hpp"
+#include "bsfa/text.hpp"
 #include "core/gate.hpp"
 #include "core/status.hpp"
 
@@ -16,16 +19,22 @@ bool gate_side(std::int64_t side) { return side == 64 || side == 128; }
 }  // namespace
 
 std::string list_text(const std::vector<std::int64_t>& values) {
+  constexpr std::size_t kShown = 32;
   std::string result;
-  for (const std::int64_t value : values) {
-    result += (result.empty() ? "" : ", ") + std::to_string(value);
+  for (std::size_t n = 0; n < std::min(values.size(), kShown); ++n) {
+    result += (n > 0 ? ", " : "") + std::to_string(values[n]);
   }
+  if (values.size() > kShown) result += text(", ... (", values.size(), " in all)");
   return result;
 }
 
 Status check_calibration_metadata(const ThresholdMetadata& metadata) {
   const std::vector<std::int64_t>& budgets = metadata.budgets;
   if (budgets.empty()) return invalid_argument("budgets is empty; expected at least one");
+  if (budgets.size() > kMaxBudgets) {
+    return invalid_argument("budgets has ", budgets.size(), " entries; accepted: up to ",
+                            kMaxBudgets);
+  }
   for (std::size_t n = 0; n < budgets.size(); ++n) {
     if (budgets[n] < 1) {
       return invalid_argument("budgets holds ", budgets[n], "; accepted: 1 or more");
@@ -44,6 +53,13 @@ Status check_calibration_metadata(const ThresholdMetadata& metadata) {
   if (!(std::isfinite(metadata.softmax_scale) && metadata.softmax_scale > 0)) {
     return invalid_argument("softmax_scale is ", metadata.softmax_scale,
                             "; accepted: a finite number above 0");
+  }
+  // A name that C would cut short is not the name.
+  for (const auto& [field, name] :
+       {std::pair{"model", &metadata.model}, std::pair{"producer", &metadata.producer}}) {
+    if (name->find('\0') != std::string::npos) {
+      return invalid_argument(field, " is ", quote(*name), "; accepted: text without NUL");
+    }
   }
   if (metadata.recommended_budget &&
       std::find(budgets.begin(), budgets.end(), *metadata.recommended_budget) == budgets.end()) {

@@ -10,7 +10,7 @@
 
 namespace bsfa {
 
-// "4, 8, 16"
+// "4, 8, 16"; of a long list the first and how many there are.
 std::string list_text(const std::vector<std::int64_t>& values);
 
 // budgets, block, softmax_scale and recommended_budget: what a calibration needs from its caller.

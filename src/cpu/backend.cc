@@ -42,10 +42,6 @@ Status choose(const Problem& problem, Choice* choice) {
   BSFA_RETURN_IF_ERROR(check_policy(problem.policy.kind));
   BSFA_RETURN_IF_ERROR(check_head_dim("head_dim", problem.head_dim));
   BSFA_RETURN_IF_ERROR(check_head_dim("head_dim of v", problem.head_dim_v));
-  if (problem.executor != nullptr && problem.executor->max_workers() < 1) {
-    return invalid_argument("executor has max_workers() ", problem.executor->max_workers(),
-                            "; accepted: 1 or more");
-  }
   choice->multiply = multiply_dtype(problem, false);
   const bool bfloat16 = choice->multiply == DType::kBFloat16;
   Isa isa = Isa::kBaseline;

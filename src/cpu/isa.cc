@@ -5,6 +5,8 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "bsfa/text.hpp"
+
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
@@ -102,13 +104,13 @@ Status choose_isa(bool bfloat16, Isa* isa) {
   for (const Isa known : kAllIsas) {
     if (std::strcmp(forced, isa_name(known)) != 0) continue;
     if (std::find(here.begin(), here.end(), known) == here.end()) {
-      return unsupported("BSFA_CPU_ISA is '", forced,
-                         "', which this machine does not have; it has ", names(here));
+      return unsupported("BSFA_CPU_ISA is ", quote(forced),
+                         ", which this machine does not have; it has ", names(here));
     }
     *isa = known;
     return {};
   }
-  return invalid_argument("BSFA_CPU_ISA is '", forced, "'; accepted here: ", names(here));
+  return invalid_argument("BSFA_CPU_ISA is ", quote(forced), "; accepted here: ", names(here));
 }
 
 const KernelSet& kernels_of(Isa isa, bool bfloat16) {

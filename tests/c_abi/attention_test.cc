@@ -223,8 +223,8 @@ TEST(CAbiAttention, WhatIsNotServedIsRefusedAsInCpp) {
   Call call;
   call.c.page_table = reinterpret_cast<const std::int32_t*>(call.q.data());
   call.c.page_size = 64;
-  EXPECT_EQ(bsfa_attention_forward(&call.c), BSFA_UNSUPPORTED);
-  EXPECT_NE(last_error().find("page_table"), std::string::npos) << last_error();
+  EXPECT_EQ(bsfa_attention_forward(&call.c), BSFA_INVALID_ARGUMENT);
+  EXPECT_EQ(last_error(), "k has pages of 300 tokens; page_size is 64");
   Call device;
   device.c.device = BSFA_CUDA;
   device.c.device_index = 1;
@@ -362,6 +362,45 @@ TEST(CAbi, BackendsAreThoseOfTheLibrary) {
   EXPECT_EQ(bsfa_get_backend(-1, &info), BSFA_INVALID_ARGUMENT);
   EXPECT_EQ(bsfa_get_backend(bsfa_num_backends(), &info), BSFA_INVALID_ARGUMENT);
   EXPECT_EQ(bsfa_get_backend(0, nullptr), BSFA_INVALID_ARGUMENT);
+}
+
+// A size that was never set is not believed, and nothing beyond the struct is looked at.
+TEST(CAbiAttention, ASizeBeyondAnyVersionIsRefused) {
+  Call call;
+  auto plan = zeroed<bsfa_attention_plan>();
+  for (const std::size_t size : {std::size_t{4097}, std::size_t{1} << 40, SIZE_MAX}) {
+    call.c.struct_size = size;
+    EXPECT_EQ(bsfa_plan_attention(&call.c, &plan), BSFA_INVALID_ARGUMENT);
+    EXPECT_EQ(last_error(), "params->struct_size is " + std::to_string(size) +
+                                "; expected sizeof of the struct, " +
+                                std::to_string(sizeof(bsfa_attention_params)) + " in this version");
+  }
+  Call right;
+  plan.struct_size = SIZE_MAX;
+  EXPECT_EQ(bsfa_plan_attention(&right.c, &plan), BSFA_INVALID_ARGUMENT);
+  EXPECT_EQ(last_error().rfind("plan->struct_size is 18446744073709551615", 0), 0u) << last_error();
+  auto info = zeroed<bsfa_backend_info>();
+  info.struct_size = SIZE_MAX;
+  EXPECT_EQ(bsfa_get_backend(0, &info), BSFA_INVALID_ARGUMENT);
+}
+
+TEST(CAbiAttention, ThreadsThatNoMachineHasAreRefused) {
+  bsfa_thread_pool* pool = nullptr;
+  for (const std::int32_t threads : {0, -1, 4097, 1000000}) {
+    EXPECT_EQ(bsfa_thread_pool_create(threads, &pool), BSFA_INVALID_ARGUMENT);
+    EXPECT_EQ(last_error(), "num_threads is " + std::to_string(threads) + "; accepted: 1 to 4096");
+    EXPECT_EQ(pool, nullptr);
+  }
+  Call call;
+  auto threads = zeroed<bsfa_executor>();
+  threads.parallel_for = [](void*, std::int64_t, bsfa_task, void*) {};
+  for (const std::int32_t workers : {0, -1, 4097}) {
+    threads.max_workers = workers;
+    call.c.executor = &threads;
+    EXPECT_EQ(bsfa_attention_forward(&call.c), BSFA_INVALID_ARGUMENT);
+    EXPECT_EQ(last_error(),
+              "executor->max_workers is " + std::to_string(workers) + "; accepted: 1 to 4096");
+  }
 }
 
 }  // namespace

@@ -218,8 +218,20 @@ TEST_F(CAbiCalibration, ASampleBeyondMemoryIsRefused) {
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
   GTEST_SKIP() << "the sanitizer's allocator ends the process instead";
 #endif
-  EXPECT_EQ(bsfa_calibration_begin_sample(calibration_, "s", INT64_MAX / 4), BSFA_RUNTIME);
-  EXPECT_NE(last_error(), "");
+  auto large = zeroed<bsfa_calibration_config>();
+  const std::int64_t budget = 1;
+  large.budgets = &budget;
+  large.num_budgets = 1;
+  large.num_layers = 1 << 12;
+  large.num_heads_q = 1 << 10;
+  large.softmax_scale = 1;
+  bsfa_calibration* calibration = nullptr;
+  ASSERT_EQ(bsfa_calibration_create(&large, &calibration), BSFA_OK) << last_error();
+  EXPECT_EQ(bsfa_calibration_begin_sample(calibration, "s", 1 << 29), BSFA_RUNTIME);
+  EXPECT_EQ(last_error(), "out of memory");
+  bsfa_calibration_free(calibration);
+  EXPECT_EQ(bsfa_calibration_begin_sample(calibration_, "s", INT64_MAX / 4), BSFA_INVALID_ARGUMENT);
+  EXPECT_EQ(last_error(), "sample 's' has 2305843009213693951 tokens; accepted: 1 to 536870912");
   EXPECT_EQ(add_sample({3, 1}), BSFA_OK) << last_error();
 }
 

@@ -274,11 +274,19 @@ TEST(Calibration, OnlyWhatFitsTogetherIsMerged) {
 }
 
 TEST(Calibration, SizesThatWrapAroundAreRefused) {
-  Calibration calibration(metadata(), std::int64_t{1} << 40, std::int64_t{1} << 20);
-  expect_refused([&] { calibration.begin_sample("s", 1000); }, {"sample 's'", "memory"});
+  Calibration calibration(metadata(), std::int64_t{1} << 16, std::int64_t{1} << 16);
+  expect_refused([&] { calibration.begin_sample("s", 1 << 29); }, {"sample 's'", "memory"});
+  expect_refused([&] { calibration.begin_sample("s", (1 << 29) + 1); },
+                 {"sample 's' has 536870913 tokens; accepted: 1 to 536870912"});
+  expect_refused([&] { Calibration(metadata(), std::int64_t{1} << 40, 1); },
+                 {"num_layers and num_heads_q are 1099511627776 and 1; accepted: 1 to 65536"});
 }
 
 TEST(Calibration, TheConstructorRefusesWhatNoFileMayHold) {
+  ThresholdMetadata cut = metadata();
+  cut.model = std::string("model\0of another name", 21);
+  expect_refused([&] { Calibration(cut, 1, 1); },
+                 {"model is 'model\\x00of another name'; accepted: text without NUL"});
   ThresholdMetadata bad = metadata();
   bad.softmax_scale = 0;
   expect_refused([&] { Calibration(bad, 1, 1); }, {"softmax_scale is 0"});

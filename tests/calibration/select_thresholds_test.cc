@@ -207,11 +207,72 @@ TEST(SelectThresholds, RefusalsNameTheArgument) {
   expect_refused([](Selection& s) { s.params.block.kv = 32; }, "kv_block is 32");
   expect_refused([](Selection& s) { s.params.block_max.data = nullptr; }, "block_max.data is null");
   expect_refused([](Selection& s) { s.params.thresholds.shape[1] = 9; }, "expected [2 budgets");
-  expect_refused([](Selection& s) { s.params.block_max.stride[2] = -1; }, "stride -1");
+  expect_refused([](Selection& s) { s.params.block_max.stride[2] = -1; }, "strides [12, 4, -1]");
   expect_refused([](Selection& s) { s.params.first_q_block = -1; }, "first_q_block");
   expect_refused([](Selection& s) { s.params.backend = "nope"; }, "backend is 'nope'");
   expect_refused([](Selection& s) { s.params.device.type = static_cast<DeviceType>(7); },
                  "device.type is 7");
+  expect_refused([](Selection& s) { s.params.first_q_block = std::int64_t{1} << 40; },
+                 "first_q_block is 1099511627776; accepted: 0 to 4194304");
+  expect_refused([](Selection& s) { s.params.first_kv_block = INT64_MAX; }, "first_kv_block");
+  expect_refused(
+      [](Selection& s) {
+        s.params.thresholds.data =
+            reinterpret_cast<float*>(reinterpret_cast<char*>(s.params.thresholds.data) + 1);
+      },
+      "thresholds is not aligned");
+  expect_refused(
+      [](Selection& s) {
+        s.params.budgets = reinterpret_cast<const std::int64_t*>(
+            reinterpret_cast<const char*>(s.params.budgets) + 4);
+      },
+      "budgets is not aligned");
+  expect_refused([](Selection& s) { s.params.thresholds.stride[2] = 0; },
+                 "its elements overlap on axis 2");
+  expect_refused([](Selection& s) { s.params.thresholds.stride[0] = 5; },
+                 "its elements overlap on axis 0; expected a stride there of at least 6");
+  expect_refused(
+      [](Selection& s) { s.params.thresholds.data = s.block_max.data() + s.block_max.size() - 1; },
+      "thresholds shares memory with block_max");
+}
+
+// Extents whose product wraps around came back as done, with nothing written.
+TEST(SelectThresholds, ExtentsThatWrapAroundAreRefused) {
+  for (int axis = 0; axis < 3; ++axis) {
+    for (const std::int64_t extent : {std::int64_t{1} << 40, std::int64_t{1} << 62}) {
+      Selection s(2, 3, 4, {1, 2});
+      const std::vector<float> before = s.thresholds;
+      s.params.block_max.shape[axis] = extent;
+      std::fill_n(s.params.block_max.stride, 3, 0);
+      if (axis < 2) s.params.thresholds.shape[axis + 1] = extent;
+      const Status status = error_of([&] { select_thresholds(s.params); });
+      EXPECT_EQ(status.code, ErrorCode::kInvalidArgument) << axis << " " << extent;
+      EXPECT_NE(status.message.find("accepted: "), std::string::npos) << status.message;
+      EXPECT_EQ(s.thresholds, before);
+    }
+  }
+  Selection square(1, 1, 1, {1});
+  square.params.block_max.shape[0] = square.params.block_max.shape[1] = std::int64_t{1} << 32;
+  square.params.thresholds.shape[1] = square.params.thresholds.shape[2] = std::int64_t{1} << 32;
+  std::fill_n(square.params.block_max.stride, 3, 0);
+  std::fill_n(square.params.thresholds.stride, 3, 0);
+  EXPECT_EQ(error_of([&] { select_thresholds(square.params); }).code, ErrorCode::kInvalidArgument);
+}
+
+TEST(SelectThresholds, AnExecutorWithoutWorkersIsRefused) {
+  struct None final : Executor {
+    int workers;
+    explicit None(int count) : workers(count) {}
+    int max_workers() const override { return workers; }
+    void parallel_for(std::int64_t, Body, void*) override {}
+  };
+  for (const int workers : {0, -1, 4097}) {
+    None none(workers);
+    Selection s(2, 3, 4, {1, 2});
+    s.params.executor = &none;
+    EXPECT_EQ(error_of([&] { select_thresholds(s.params); }).message,
+              "executor has max_workers() " + std::to_string(workers) + "; accepted: 1 to 4096");
+  }
 }
 
 // The method as a whole: maxima of a real call, gated with the thresholds chosen from them, keep

@@ -62,9 +62,14 @@ TEST(CpuRefusal, PageTable) {
   AttentionData data({});
   AttentionParams params = data.params();
   const std::int32_t table[] = {0};
+  const std::int32_t used[] = {128};
   params.page_table = table;
   params.page_size = 128;
   params.page_table_stride = 1;
+  params.seqused_k = used;
+  params.max_seqlen_k = 128;
+  params.kept_mask = {};
+  params.block_max = {};
   const Status status = status_of(params);
   EXPECT_EQ(status.code, ErrorCode::kUnsupported);
   EXPECT_NE(status.message.find("page_table"), std::string::npos) << status.message;

@@ -208,14 +208,22 @@ def test_a_read_only_output_is_refused() -> None:
 
 def test_what_no_backend_serves_is_in_the_plan() -> None:
     q = np.ones((1, 10, 2, 8), np.float32)
-    pages = np.zeros((1, 1), np.int32)
-    plan = bsfa.plan_attention(q, q, q, q, page_table=pages, page_size=64, backend="reference")
+    k = np.ones((3, 64, 2, 8), np.float32)
+    paged = {
+        "page_table": np.array([[2]], np.int32),
+        "page_size": 64,
+        "seqused_k": np.array([50], np.int32),
+        "max_seqlen_k": 64,
+        "backend": "reference",
+    }
+    plan = bsfa.plan_attention(q, k, k, q, **paged)
     assert not plan.ok
-    assert "page_table" in plan.error
-    with pytest.raises(bsfa.UnsupportedError, match="page_table"):
-        bsfa.attention_forward(
-            q, q, q, q.copy(), page_table=pages, page_size=64, backend="reference"
-        )
+    assert "page_table was given" in plan.error
+    with pytest.raises(bsfa.UnsupportedError, match="page_table was given"):
+        bsfa.attention_forward(q, k, k, q.copy(), **paged)
+    paged["page_table"][0, 0] = 3
+    with pytest.raises(bsfa.InvalidArgumentError, match=r"page_table\[0, 0\] is 3; k has 3 pages"):
+        bsfa.attention_forward(q, k, k, q.copy(), **paged)
 
 
 def test_threshold_table_round_trip(tmp_path: Path) -> None:

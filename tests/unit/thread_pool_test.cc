@@ -1,11 +1,17 @@
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 
 #include <atomic>
+#include <cstdio>
+#include <cstdlib>
+#include <limits>
+#include <string>
 #include <thread>
 #include <vector>
 
 #include "bsfa/error.hpp"
 #include "bsfa/executor.hpp"
+#include "support/sanitized.hpp"
 
 namespace bsfa {
 namespace {
@@ -42,13 +48,39 @@ TEST(ThreadPool, ServesCallersOneAfterTheOther) {
   EXPECT_EQ(sum.load(), 2 * 100 * 45);
 }
 
-TEST(ThreadPool, RefusesNoThreads) {
-  try {
-    ThreadPool pool(0);
-    FAIL();
-  } catch (const Error& error) {
-    EXPECT_STREQ(error.what(), "num_threads is 0; accepted: 1 or more");
+TEST(ThreadPool, RefusesNoThreadsAndMoreThanAnyMachineHas) {
+  for (const int threads : {0, -1, 4097, 1000000, std::numeric_limits<int>::min()}) {
+    try {
+      ThreadPool pool(threads);
+      FAIL() << threads;
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ErrorCode::kInvalidArgument);
+      EXPECT_EQ(std::string(error.what()),
+                "num_threads is " + std::to_string(threads) + "; accepted: 1 to 4096");
+    }
   }
+}
+
+// What the system refuses is an error of the library's, not one of the standard library's. The
+// limit holds for the processes of a user, so the test runs in a child and only where it binds.
+TEST(ThreadPool, ThreadsThatTheSystemRefusesAreAnError) {
+  if (testing::kSanitized) GTEST_SKIP() << "a sanitizer needs more addresses than that";
+  EXPECT_EXIT(
+      {
+        rlimit stack{};
+        getrlimit(RLIMIT_AS, &stack);
+        stack.rlim_cur = std::size_t{1} << 30;  // not enough for the stacks of 4096 threads
+        setrlimit(RLIMIT_AS, &stack);
+        try {
+          ThreadPool pool(4096);
+        } catch (const Error& error) {
+          std::fputs(error.what(), stderr);
+          std::_Exit(error.code() == ErrorCode::kRuntime ? 3 : 4);
+        }
+        std::_Exit(5);
+      },
+      ::testing::ExitedWithCode(3),
+      "num_threads is 4096; the system gave [0-9]+ and refused another");
 }
 
 }  // namespace

@@ -6,7 +6,8 @@
 #include "core/gate.hpp"
 #include "core/host_device.hpp"
 
-// Which rows and keys a sequence has, where they stand, and which blocks see which.
+// Which rows and keys a sequence has, where they stand, and which blocks see which. What the inner
+// loops ask is a template over the integer, so that a kernel stays in 32 bits.
 
 namespace bsfa {
 
@@ -84,14 +85,57 @@ BSFA_HOST_DEVICE constexpr BlockRange q_block_rows(const Sequence& s, std::int64
   return intersect({i * block.q - s.q_offset, (i + 1) * block.q - s.q_offset}, {0, s.seqlen_q});
 }
 
+// Numbers [begin, end).
+template <typename Int>
+struct Span {
+  Int begin;
+  Int end;
+
+  BSFA_HOST_DEVICE constexpr bool contains(Int n) const { return n >= begin && n < end; }
+};
+
+// floor(a / kSide), for negative numbers too.
+template <int kSide, typename Int>
+BSFA_HOST_DEVICE constexpr Int floor_blocks(Int tokens) {
+  static_assert(kSide > 0 && (kSide & (kSide - 1)) == 0, "gate blocks are powers of two");
+  int shift = 0;
+  while ((1 << shift) < kSide) ++shift;
+  return tokens >> shift;
+}
+
+template <int kSide, typename Int>
+BSFA_HOST_DEVICE constexpr Int ceil_blocks(Int tokens) {
+  return floor_blocks<kSide>(tokens + kSide - 1);
+}
+
+// The keys that a row sees, `key` being the one at its position, whether it exists or not. begin
+// may lie before key 0, and end before begin: then it sees nothing.
+template <typename Int>
+BSFA_HOST_DEVICE constexpr Span<Int> row_keys(Int key, Int seqlen_k, bool causal, Int window) {
+  const Int after = key + 1;
+  return {window > 0 ? after - window : 0, causal && after < seqlen_k ? after : seqlen_k};
+}
+
+// The blocks of kSide keys, counted from key 0, that rows see whole: all rows from the one at
+// `first_key` to the one at `last_key`. begin may lie before block 0, and end before begin.
+template <int kSide, typename Int>
+BSFA_HOST_DEVICE constexpr Span<Int> whole_blocks(Int first_key, Int last_key, Int seqlen_k,
+                                                  bool causal, Int window) {
+  return {ceil_blocks<kSide>(row_keys(last_key, seqlen_k, causal, window).begin),
+          floor_blocks<kSide>(row_keys(first_key, seqlen_k, causal, window).end)};
+}
+
+// The query block that every row of a statistic is relative to.
+BSFA_HOST_DEVICE constexpr std::int64_t first_q_block(const Sequence& s, BlockShape block) {
+  return floor_div(s.q_offset, block.q);
+}
+
 // The keys [begin, end) that row r sees.
 BSFA_HOST_DEVICE constexpr BlockRange visible_keys(const SequenceLayout& layout, const Sequence& s,
                                                    std::int64_t row) {
-  const std::int64_t key = s.q_offset + row - layout.kv_offset;  // the key at the row's position
-  BlockRange keys{0, s.seqlen_k};
-  if (layout.causal) keys = intersect(keys, {0, key + 1});
-  if (layout.window > 0) keys = intersect(keys, {key - layout.window + 1, s.seqlen_k});
-  return keys;
+  const std::int64_t key = s.q_offset + row - layout.kv_offset;
+  const Span<std::int64_t> keys = row_keys(key, s.seqlen_k, layout.causal, layout.window);
+  return {keys.begin > 0 ? keys.begin : 0, keys.end};
 }
 
 // The key/value blocks (absolute) of which query block i sees anything. Every block between the

@@ -37,9 +37,4 @@ Status make_problem(const AttentionParams& params, Problem* problem);
 // for those of the call.
 Status check_overlaps(const Problem& problem, std::size_t workspace_bytes);
 
-// The query block that every row and column of a statistic is relative to.
-constexpr std::int64_t first_q_block(const Sequence& s, BlockShape block) {
-  return floor_div(s.q_offset, block.q);
-}
-
 }  // namespace bsfa

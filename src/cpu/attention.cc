@@ -9,6 +9,7 @@
 
 #include "core/gate.hpp"
 #include "core/geometry.hpp"
+#include "core/tiles.hpp"
 #include "cpu/layout.hpp"
 
 // Two phases on the host's executor. First the keys and values of each KV head are packed into
@@ -112,17 +113,17 @@ class Call {
 
   // The key blocks that query block i scores: all that it sees, or the policy's window where nobody
   // asks for the maxima of the others.
-  BlockRange scored_blocks(const Sequence& s, std::int64_t i) const {
-    const BlockRange blocks = visible_blocks(sequences_, s, i);
+  BlockRange blocks_to_score(const Sequence& s, std::int64_t i) const {
+    std::int64_t window_blocks = -1;
     switch (problem_.policy.kind) {
       case PolicyKind::kDense:
       case PolicyKind::kThreshold:
         break;
       case PolicyKind::kSlidingWindow:
-        if (problem_.block_max) break;
-        return intersect(blocks, sliding_window_range(i, problem_.policy.window_blocks, block_));
+        if (!problem_.block_max) window_blocks = problem_.policy.window_blocks;
+        break;
     }
-    return blocks;
+    return scored_blocks(sequences_, s, i, window_blocks);
   }
 
   std::int64_t first_kv_block() const { return sequences_.kv_offset / block_.kv; }
@@ -134,7 +135,7 @@ class Call {
       const BlockRange q_blocks = q_block_range(s, block_);
       const std::int64_t per_block = block_.kv / kPanelKeys;
       for (std::int64_t i = q_blocks.begin; i < q_blocks.end; ++i) {
-        const BlockRange blocks = scored_blocks(s, i);
+        const BlockRange blocks = blocks_to_score(s, i);
         if (blocks.size() == 0) continue;
         const std::int64_t begin = (blocks.begin - first_kv_block()) * per_block;
         const std::int64_t end =
@@ -152,7 +153,7 @@ class Call {
       const Sequence s = sequence_at(sequences_, n);
       const BlockRange q_blocks = q_block_range(s, block_);
       for (std::int64_t i = q_blocks.begin; i < q_blocks.end; ++i) {
-        units_[num_units_++] = {scored_blocks(s, i).size(), static_cast<std::int32_t>(n),
+        units_[num_units_++] = {blocks_to_score(s, i).size(), static_cast<std::int32_t>(n),
                                 static_cast<std::int32_t>(i)};
       }
     }
@@ -302,13 +303,15 @@ bool Call::meet(const Sequence& s, BlockRange rows, std::int64_t panel, int* bou
     const BlockRange keys = visible_keys(sequences_, s, rows.begin + row);
     return BlockRange{keys.begin - first_key, keys.end - first_key};
   };
-  const BlockRange first = keys_of(0);
-  const BlockRange last = keys_of(count - 1);
   work->panel = panel;
   work->row_begin = 0;
   work->row_end = count;
-  // Later rows begin and end no earlier.
-  if (last.begin <= 0 && first.end >= kPanelKeys) return true;
+  const std::int64_t first_row_key = s.q_offset + rows.begin - sequences_.kv_offset;
+  if (whole_blocks<kPanelKeys>(first_row_key, first_row_key + count - 1, s.seqlen_k,
+                               sequences_.causal, sequences_.window)
+          .contains(panel)) {
+    return true;
+  }
 
   int* lo = bounds;
   int* hi = bounds + kMaxRows;
@@ -463,7 +466,7 @@ void Call::attend(std::int64_t task, int worker) {
   if (problem_.kept_mask || problem_.block_max) clear_block_row(n, head, block_row);
   std::int64_t kept_blocks = 0;
   const int per_block = static_cast<int>(block_.kv / kPanelKeys);
-  const BlockRange blocks = scored_blocks(s, unit.q_block);
+  const BlockRange blocks = blocks_to_score(s, unit.q_block);
   const auto stored = [&](std::int64_t panel) { return packed.first + panel - packed.begin; };
 
   // The values of a kept block are added one block later, while they come into the cache: they are

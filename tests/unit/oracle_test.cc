@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "core/numeric.hpp"
+#include "core/tiles.hpp"
 
 // The oracle against numbers worked out by hand and against properties that need no kernel.
 
@@ -150,6 +151,34 @@ TEST(Oracle, ChunksOnAGateBlockDecideAlike) {
   }
   EXPECT_EQ(out, expected.out);
   EXPECT_EQ(kept, expected.kept);
+}
+
+TEST(Oracle, LooksAtTheBlocksOfTheGeometry) {
+  for (const std::int64_t q_offset : {0, 70, 200}) {
+    for (const std::int64_t window : {0, 1, 90}) {
+      Case c(150, 200, 8, 8);
+      c.params.q_offset = q_offset;
+      if (window > 0) c.params.window = window;
+      Problem problem;
+      ASSERT_TRUE(make_problem(c.params, &problem).ok());
+      const Sequence s = sequence_at(problem.sequences, 0);
+      const OracleHead head = c.run();
+      std::int64_t visible = 0;
+      for (std::int64_t row = 0; row < head.q_blocks; ++row) {
+        const BlockRange blocks =
+            scored_blocks(problem.sequences, s, first_q_block(s, c.params.block) + row, -1);
+        visible += blocks.size();
+        for (std::int64_t j = 0; j < head.kv_blocks; ++j) {
+          const auto cell = static_cast<std::size_t>(row * head.kv_blocks + j);
+          EXPECT_EQ(blocks.contains(j),
+                    head.block_max[cell] != -std::numeric_limits<double>::infinity());
+          EXPECT_EQ(blocks.contains(j), head.kept[cell] == 1);
+        }
+      }
+      EXPECT_EQ(head.visible_blocks, visible);
+      EXPECT_EQ(head.kept_blocks, visible);
+    }
+  }
 }
 
 TEST(Oracle, Sinks) {

@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 
@@ -148,5 +149,40 @@ BSFA_API std::size_t workspace_size(const AttentionParams& params);
 // Runs the call: on the CPU to its end, on CUDA by enqueueing on `stream` (no allocation, no
 // synchronisation, can be captured in a graph). Throws Error before anything is written.
 BSFA_API void attention_forward(const AttentionParams& params);
+
+// A call that is planned once and run many times: the arguments are checked, a kernel is chosen and
+// what it needs to know of the device and of the operands is asked and encoded when it is made, and
+// not again. Made for the layers of a model, which differ in nothing but where their data lies.
+// Several threads may run one at a time.
+class BSFA_API PreparedAttention {
+ public:
+  // Throws Error as attention_forward would. Workspace, executor and stream may be given later.
+  explicit PreparedAttention(const AttentionParams& params);
+  ~PreparedAttention();
+  PreparedAttention(PreparedAttention&&) noexcept;
+  PreparedAttention& operator=(PreparedAttention&&) noexcept;
+
+  const AttentionPlan& plan() const;
+  const AttentionParams& params() const;
+
+  // Whether run(params) would be the call that was prepared: everything equal but pointers, and
+  // those present (null or not) and aligned as before; operands up to 16 bytes.
+  bool serves(const AttentionParams& params) const;
+
+  // The call on the pointers, stream, executor and workspace of `params`, whose executor has no
+  // more workers than the one that the call was prepared with (none counts as one). What is checked
+  // is that it is the call that was prepared (see `serves`), and what depends on pointers: the
+  // memory that they point to, on the CPU the per-sequence arrays, the workspace. Throws Error
+  // before anything is written.
+  void run(const AttentionParams& params) const;
+
+  // On the pointers, stream, executor and workspace that it was prepared with: of these only the
+  // workspace is still to be checked, and on the CPU the per-sequence arrays.
+  void run() const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
 
 }  // namespace bsfa

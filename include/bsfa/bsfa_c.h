@@ -197,6 +197,23 @@ BSFA_API bsfa_status bsfa_plan_attention(const bsfa_attention_params* params,
                                          bsfa_attention_plan* plan);
 BSFA_API bsfa_status bsfa_attention_forward(const bsfa_attention_params* params);
 
+/* A call that is planned once and run many times: PreparedAttention of attention.hpp, which says
+ * what may differ between runs (pointers, stream, threads, workspace) and what is checked. Several
+ * threads may run one at a time. */
+typedef struct bsfa_prepared_attention bsfa_prepared_attention;
+BSFA_API bsfa_status bsfa_prepared_attention_create(const bsfa_attention_params* params,
+                                                    bsfa_prepared_attention** prepared);
+BSFA_API void bsfa_prepared_attention_free(bsfa_prepared_attention* prepared); /* null: nothing */
+BSFA_API bsfa_status bsfa_prepared_attention_get_plan(const bsfa_prepared_attention* prepared,
+                                                      bsfa_attention_plan* plan);
+/* serves: 1 if run(params) would be the call that was prepared, else 0. */
+BSFA_API bsfa_status bsfa_prepared_attention_serves(const bsfa_prepared_attention* prepared,
+                                                    const bsfa_attention_params* params,
+                                                    int32_t* serves);
+/* params: null for those that it was prepared with, whose thread pool must still be there. */
+BSFA_API bsfa_status bsfa_prepared_attention_run(const bsfa_prepared_attention* prepared,
+                                                 const bsfa_attention_params* params);
+
 /* ---- backends ------------------------------------------------------------------------------- */
 
 typedef struct bsfa_backend_info {

@@ -3,6 +3,7 @@
 #include "api/registry.hpp"
 #include "bsfa/calibration.hpp"
 #include "bsfa/text.hpp"
+#include "core/same_call.hpp"
 #include "core/status.hpp"
 
 namespace bsfa {
@@ -10,30 +11,34 @@ namespace {
 
 constexpr std::size_t kWorkspaceAlignment = 256;
 
-// The backend that serves the problem, and its plan. Every refusal is reported: a caller learns why
+// Fills plan and, unless it is null, call.
+Status plan_with(const Backend& backend, const Problem& problem, AttentionPlan* plan,
+                 std::unique_ptr<PlannedCall>* call) {
+  if (!backend.available()) return unsupported("not available here: ", backend.describe());
+  BSFA_RETURN_IF_ERROR(backend.plan(problem, plan, call));
+  plan->backend = backend.name;
+  return {};
+}
+
+// The plan of the backend that serves the problem. Every refusal is reported: a caller learns why
 // each candidate declined.
-Status select_backend(const Problem& problem, const std::string& name, AttentionPlan* plan,
-                      const Backend** chosen) {
-  if (!name.empty()) {
-    BSFA_RETURN_IF_ERROR(find_backend(name, problem.device.type, chosen));
-    if (!(*chosen)->available()) {
-      return unsupported("backend ", quote(name),
-                         " is not available here: ", (*chosen)->describe());
+Status plan_problem(const Problem& problem, AttentionPlan* plan,
+                    std::unique_ptr<PlannedCall>* call) {
+  if (!problem.backend.empty()) {
+    const Backend* backend = nullptr;
+    BSFA_RETURN_IF_ERROR(find_backend(problem.backend, problem.device.type, &backend));
+    if (!backend->available()) {
+      return unsupported("backend ", quote(problem.backend),
+                         " is not available here: ", backend->describe());
     }
-    return (*chosen)->plan(problem, plan);
+    return plan_with(*backend, problem, plan, call);
   }
   std::string reasons;
   ErrorCode code = ErrorCode::kUnsupported;
   for (const Backend* backend : registered_backends()) {
     if (backend->device != problem.device.type || backend->priority < 0) continue;
-    AttentionPlan candidate = *plan;
-    Status status = backend->available() ? backend->plan(problem, &candidate)
-                                         : unsupported("not available here: ", backend->describe());
-    if (status.ok()) {
-      *plan = candidate;
-      *chosen = backend;
-      return {};
-    }
+    const Status status = plan_with(*backend, problem, plan, call);
+    if (status.ok()) return {};
     code = status.code;
     reasons += (reasons.empty() ? "" : "; ") + std::string(backend->name) + ": " + status.message;
   }
@@ -44,14 +49,12 @@ Status select_backend(const Problem& problem, const std::string& name, Attention
   return {code, reasons};
 }
 
-Status plan_problem(const AttentionParams& params, Problem* problem, AttentionPlan* plan,
-                    const Backend** backend) {
+Status plan_call(const AttentionParams& params, Problem* problem, AttentionPlan* plan,
+                 std::unique_ptr<PlannedCall>* call) {
   BSFA_RETURN_IF_ERROR(make_problem(params, problem));
   plan->q_blocks = problem->q_blocks;
   plan->kv_blocks = problem->kv_blocks;
-  BSFA_RETURN_IF_ERROR(select_backend(*problem, params.backend, plan, backend));
-  plan->backend = (*backend)->name;
-  return {};
+  return plan_problem(*problem, plan, call);
 }
 
 Status check_workspace(const Problem& problem, const AttentionPlan& plan) {
@@ -77,8 +80,7 @@ void throw_if_error(const Status& status) {
 AttentionPlan plan_attention(const AttentionParams& params) {
   AttentionPlan plan;
   Problem problem;
-  const Backend* backend = nullptr;
-  plan.status = plan_problem(params, &problem, &plan, &backend);
+  plan.status = plan_call(params, &problem, &plan, nullptr);
   return plan;
 }
 
@@ -91,11 +93,53 @@ std::size_t workspace_size(const AttentionParams& params) {
 void attention_forward(const AttentionParams& params) {
   AttentionPlan plan;
   Problem problem;
-  const Backend* backend = nullptr;
-  throw_if_error(plan_problem(params, &problem, &plan, &backend));
+  std::unique_ptr<PlannedCall> call;
+  throw_if_error(plan_call(params, &problem, &plan, &call));
   throw_if_error(check_workspace(problem, plan));
   throw_if_error(check_overlaps(problem, plan.workspace_bytes));
-  throw_if_error(backend->run(problem));
+  throw_if_error(call->run(problem));
 }
+
+struct PreparedAttention::Impl {
+  explicit Impl(const AttentionParams& given) : params(given) {
+    throw_if_error(plan_call(params, &problem, &plan, &call));
+  }
+
+  // For the same call.
+  void run(const AttentionParams& now) const {
+    Problem moved;
+    throw_if_error(move_problem(problem, now, &moved));
+    throw_if_error(call->check_pointers(moved, params));
+    throw_if_error(check_workspace(moved, plan));
+    throw_if_error(check_overlaps(moved, plan.workspace_bytes));
+    throw_if_error(call->run(moved));
+  }
+
+  AttentionParams params;
+  Problem problem;
+  AttentionPlan plan;
+  std::unique_ptr<PlannedCall> call;
+};
+
+PreparedAttention::PreparedAttention(const AttentionParams& params)
+    : impl_(std::make_unique<Impl>(params)) {}
+PreparedAttention::~PreparedAttention() = default;
+PreparedAttention::PreparedAttention(PreparedAttention&&) noexcept = default;
+PreparedAttention& PreparedAttention::operator=(PreparedAttention&&) noexcept = default;
+
+const AttentionPlan& PreparedAttention::plan() const { return impl_->plan; }
+
+const AttentionParams& PreparedAttention::params() const { return impl_->params; }
+
+bool PreparedAttention::serves(const AttentionParams& params) const {
+  return same_call(impl_->params, params);
+}
+
+void PreparedAttention::run(const AttentionParams& params) const {
+  if (!serves(params)) throw_if_error(check_same_call(impl_->params, params));
+  impl_->run(params);
+}
+
+void PreparedAttention::run() const { impl_->run(impl_->params); }
 
 }  // namespace bsfa

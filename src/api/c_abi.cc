@@ -99,6 +99,17 @@ AttentionParams attention_params(const bsfa_attention_params& from, const Caller
   return params;
 }
 
+void write_plan(const AttentionPlan& from, bsfa_attention_plan* plan) {
+  bsfa_attention_plan result{};
+  result.workspace_bytes = from.workspace_bytes;
+  result.q_blocks = from.q_blocks;
+  result.kv_blocks = from.kv_blocks;
+  copy_text(from.backend, result.backend);
+  copy_text(from.kernel, result.kernel);
+  copy_text(from.compute, result.compute);
+  write_struct("plan", result, plan, kPlanV1);
+}
+
 }  // namespace
 
 bsfa_status set_last_error(ErrorCode code, const char* message) noexcept {
@@ -153,14 +164,7 @@ bsfa_status bsfa_plan_attention(const bsfa_attention_params* params, bsfa_attent
     check_struct_size<bsfa_attention_plan>("plan", required("plan", plan)->struct_size, kPlanV1);
     const CallerThreads threads(known.thread_pool, known.executor);
     const AttentionPlan planned = plan_attention(attention_params(known, threads));
-    bsfa_attention_plan result{};
-    result.workspace_bytes = planned.workspace_bytes;
-    result.q_blocks = planned.q_blocks;
-    result.kv_blocks = planned.kv_blocks;
-    copy_text(planned.backend, result.backend);
-    copy_text(planned.kernel, result.kernel);
-    copy_text(planned.compute, result.compute);
-    write_struct("plan", result, plan, kPlanV1);
+    write_plan(planned, plan);
     if (!planned.status.ok()) throw Error(planned.status);
   });
 }
@@ -170,6 +174,52 @@ bsfa_status bsfa_attention_forward(const bsfa_attention_params* params) {
     const bsfa_attention_params known = read_struct("params", params, kParamsV1);
     const CallerThreads threads(known.thread_pool, known.executor);
     attention_forward(attention_params(known, threads));
+  });
+}
+
+struct bsfa_prepared_attention {
+  explicit bsfa_prepared_attention(const bsfa_attention_params& params)
+      : threads(params.thread_pool, params.executor),
+        attention(attention_params(params, threads)) {}
+
+  CallerThreads threads;  // of a run without params
+  PreparedAttention attention;
+};
+
+bsfa_status bsfa_prepared_attention_create(const bsfa_attention_params* params,
+                                           bsfa_prepared_attention** prepared) {
+  return guarded([&] {
+    required("prepared", prepared);
+    *prepared = new bsfa_prepared_attention(read_struct("params", params, kParamsV1));
+  });
+}
+
+void bsfa_prepared_attention_free(bsfa_prepared_attention* prepared) { delete prepared; }
+
+bsfa_status bsfa_prepared_attention_get_plan(const bsfa_prepared_attention* prepared,
+                                             bsfa_attention_plan* plan) {
+  return guarded([&] { write_plan(required("prepared", prepared)->attention.plan(), plan); });
+}
+
+bsfa_status bsfa_prepared_attention_serves(const bsfa_prepared_attention* prepared,
+                                           const bsfa_attention_params* params, int32_t* serves) {
+  return guarded([&] {
+    required("prepared", prepared);
+    required("serves", serves);
+    const bsfa_attention_params known = read_struct("params", params, kParamsV1);
+    const CallerThreads threads(known.thread_pool, known.executor);
+    *serves = prepared->attention.serves(attention_params(known, threads)) ? 1 : 0;
+  });
+}
+
+bsfa_status bsfa_prepared_attention_run(const bsfa_prepared_attention* prepared,
+                                        const bsfa_attention_params* params) {
+  return guarded([&] {
+    required("prepared", prepared);
+    if (params == nullptr) return prepared->attention.run();
+    const bsfa_attention_params known = read_struct("params", params, kParamsV1);
+    const CallerThreads threads(known.thread_pool, known.executor);
+    prepared->attention.run(attention_params(known, threads));
   });
 }
 

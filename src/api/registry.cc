@@ -20,16 +20,17 @@ const std::vector<const Backend*>& registered_backends() {
 }
 
 Status find_backend(const std::string& name, DeviceType device, const Backend** backend) {
+  for (const Backend* candidate : registered_backends()) {
+    if (candidate->name != name) continue;
+    if (candidate->device != device) {
+      return invalid_argument("backend ", quote(name), " does not take tensors of this device (",
+                              device == DeviceType::kCpu ? "cpu" : "cuda", ")");
+    }
+    *backend = candidate;
+    return {};
+  }
   std::string names;
   for (const Backend* candidate : registered_backends()) {
-    if (candidate->name == name) {
-      if (candidate->device != device) {
-        return invalid_argument("backend ", quote(name), " does not take tensors of this device (",
-                                device == DeviceType::kCpu ? "cpu" : "cuda", ")");
-      }
-      *backend = candidate;
-      return {};
-    }
     names += (names.empty() ? "" : ", ") + std::string(candidate->name);
   }
   return invalid_argument("backend is ", quote(name), "; accepted: ", names);

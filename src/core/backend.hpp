@@ -1,5 +1,6 @@
 #pragma once
 
+#include <memory>
 #include <string>
 
 #include "bsfa/attention.hpp"
@@ -7,6 +8,23 @@
 #include "core/problem.hpp"
 
 namespace bsfa {
+
+// A call as a backend planned it: what need not be decided, asked or encoded again. Used by several
+// threads at a time.
+class PlannedCall {
+ public:
+  PlannedCall() = default;
+  virtual ~PlannedCall() = default;
+  PlannedCall(const PlannedCall&) = delete;
+  PlannedCall& operator=(const PlannedCall&) = delete;
+
+  // Refuses pointers that the device cannot follow, of those of `problem` that `checked` does not
+  // have; both are the same call.
+  virtual Status check_pointers(const Problem& problem, const AttentionParams& checked) const = 0;
+
+  // `problem` is what was planned, or the same call on other pointers (core/same_call.hpp).
+  virtual Status run(const Problem& problem) const = 0;
+};
 
 // What a backend hands to the registry. A backend is a layer with a function
 // `const Backend& <layer>_backend()`, made known by bsfa_backend(<layer>) in its CMakeLists.txt.
@@ -18,10 +36,9 @@ struct Backend {
   bool (*available)();  // on this machine
   std::string (*describe)();
 
-  // One selector: refuses (status), or fills kernel, compute and workspace_bytes. `run` is called
-  // only for problems that `plan` accepted.
-  Status (*plan)(const Problem& problem, AttentionPlan* plan);
-  Status (*run)(const Problem& problem);
+  // One selector: refuses (status), or fills kernel, compute and workspace_bytes of `plan` and,
+  // where `call` is not null, makes what runs it.
+  Status (*plan)(const Problem& problem, AttentionPlan* plan, std::unique_ptr<PlannedCall>* call);
 
   // Order statistics of block maxima for calibration; null where the backend has none.
   Status (*select_thresholds)(const SelectThresholdsParams& params);

@@ -192,6 +192,14 @@ Status check_sequences_on_host(const AttentionParams& params, const SequenceLayo
   return {};
 }
 
+void set_sequence_arrays(const AttentionParams& params, SequenceLayout* layout) {
+  layout->cu_seqlens_q = params.cu_seqlens_q;
+  layout->cu_seqlens_k = params.cu_seqlens_k;
+  layout->seqused_k = params.seqused_k;
+  layout->leftpad_k = params.leftpad_k;
+  layout->q_offsets = params.q_offsets;
+}
+
 // k and v as pages; what a page table may stand beside.
 Status check_pages(const AttentionParams& params) {
   if (params.page_table == nullptr) {
@@ -300,11 +308,7 @@ Status make_layout(const AttentionParams& params, SequenceLayout* layout) {
   layout->block = params.block;
   layout->has_q_offset = params.q_offset.has_value();
   layout->q_offset = params.q_offset.value_or(0);
-  layout->cu_seqlens_q = params.cu_seqlens_q;
-  layout->cu_seqlens_k = params.cu_seqlens_k;
-  layout->seqused_k = params.seqused_k;
-  layout->leftpad_k = params.leftpad_k;
-  layout->q_offsets = params.q_offsets;
+  set_sequence_arrays(params, layout);
   return {};
 }
 
@@ -346,9 +350,12 @@ Status check_tables(const Problem& problem) {
   return {};
 }
 
-Status check_executor(const AttentionParams& params) {
+Status set_workers(const AttentionParams& params, Problem* problem) {
+  problem->workers = 1;
   if (params.device.type != DeviceType::kCpu || params.executor == nullptr) return {};
-  return check_workers(*params.executor);
+  BSFA_RETURN_IF_ERROR(check_workers(*params.executor));
+  problem->workers = params.executor->max_workers();
+  return {};
 }
 
 // Extent of the statistics: exact where all sequences stand alike, else the most that can occur.
@@ -464,7 +471,7 @@ Status make_problem(const AttentionParams& params, Problem* problem) {
   problem->head_dim = head_dim;
   problem->head_dim_v = params.v.shape[3];
   BSFA_RETURN_IF_ERROR(check_tables(*problem));
-  BSFA_RETURN_IF_ERROR(check_executor(params));
+  BSFA_RETURN_IF_ERROR(set_workers(params, problem));
   if (params.device.type == DeviceType::kCpu) {
     BSFA_RETURN_IF_ERROR(check_sequences_on_host(params, layout));
   }
@@ -492,6 +499,22 @@ Status make_problem(const AttentionParams& params, Problem* problem) {
   BSFA_RETURN_IF_ERROR(check_statistic("visible_blocks", params.visible_blocks, count_shape));
   BSFA_RETURN_IF_ERROR(check_statistic("kept_mask", params.kept_mask, block_shape));
   BSFA_RETURN_IF_ERROR(check_statistic("block_max", params.block_max, block_shape));
+  return {};
+}
+
+Status move_problem(const Problem& planned, const AttentionParams& params, Problem* problem) {
+  *problem = planned;
+  static_cast<AttentionParams&>(*problem) = params;
+  problem->softmax_scale = planned.softmax_scale;
+  set_sequence_arrays(params, &problem->sequences);
+  if (params.device.type == DeviceType::kCpu) {
+    BSFA_RETURN_IF_ERROR(check_sequences_on_host(params, problem->sequences));
+  }
+  BSFA_RETURN_IF_ERROR(set_workers(params, problem));
+  if (problem->workers > planned.workers) {
+    return invalid_argument("executor has max_workers() ", problem->workers,
+                            "; the call was planned for ", planned.workers);
+  }
   return {};
 }
 

@@ -20,6 +20,7 @@ struct Problem : AttentionParams {
   SequenceLayout sequences;
   std::int64_t q_blocks = 0;   // extent of kept_mask and block_max
   std::int64_t kv_blocks = 0;  // likewise
+  int workers = 1;             // most that the executor runs at a time
 };
 
 // The precision in which a call multiplies: kBFloat16, kFloat16 or kFloat32. `has_float16_unit`
@@ -31,6 +32,10 @@ DType multiply_dtype(const Problem& problem, bool has_float16_unit);
 // passes is within bsfa/limits.hpp: no product of extents, positions or strides can overflow, and
 // positions, keys and blocks fit 32 bits.
 Status make_problem(const AttentionParams& params, Problem* problem);
+
+// The problem of a call that is the one `planned` was made from on other pointers (same_call): what
+// lies behind the pointers is checked as by make_problem, nothing else.
+Status move_problem(const Problem& planned, const AttentionParams& params, Problem* problem);
 
 // Refuses results and a workspace of `workspace_bytes` that share memory with each other or with
 // what the call reads. Beside make_problem, since a plan may be made with pointers that only stand

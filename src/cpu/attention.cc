@@ -75,13 +75,14 @@ struct Sums {
 
 class Call {
  public:
-  Call(const Problem& problem, const KernelSet& kernels, bool round_bf16)
+  Call(const Problem& problem, const KernelSet& kernels, const WorkspaceLayout& layout,
+       bool round_bf16)
       : problem_(problem),
         sequences_(problem.sequences),
         block_(problem.sequences.block),
         kernels_(kernels),
         round_bf16_(round_bf16),
-        layout_(workspace_layout(problem, kernels)),
+        layout_(layout),
         units_(at<Unit>(problem.workspace, layout_.units)),
         panels_(at<PackedPanels>(problem.workspace, layout_.panels)) {
     scale_early_ = problem.softcap > 0 || *problem.softmax_scale < kLeastLateScale ||
@@ -285,7 +286,7 @@ class Call {
   const BlockShape block_;
   const KernelSet& kernels_;
   const bool round_bf16_;
-  const WorkspaceLayout layout_;
+  const WorkspaceLayout& layout_;
   Unit* const units_;
   PackedPanels* const panels_;
   std::int64_t num_units_ = 0;
@@ -547,8 +548,9 @@ void Call::attend(std::int64_t task, int worker) {
 
 }  // namespace
 
-void run_attention(const Problem& problem, const KernelSet& kernels, bool round_bf16) {
-  Call(problem, kernels, round_bf16).run();
+void run_attention(const Problem& problem, const KernelSet& kernels, const WorkspaceLayout& layout,
+                   bool round_bf16) {
+  Call(problem, kernels, layout, round_bf16).run();
 }
 
 }  // namespace bsfa::cpu

@@ -34,7 +34,6 @@ Status check_policy(PolicyKind kind) {
                      "; backend cpu takes dense, threshold, sliding_window");
 }
 
-// Decides for plan and run alike.
 Status choose(const Problem& problem, Choice* choice) {
   if (problem.page_table != nullptr) {
     return unsupported("page_table was given; backend cpu takes contiguous k and v");
@@ -70,19 +69,34 @@ std::string describe() {
   return result;
 }
 
-Status plan(const Problem& problem, AttentionPlan* plan) {
+class CpuCall final : public PlannedCall {
+ public:
+  CpuCall(const KernelSet& kernels, const WorkspaceLayout& layout, bool round_bf16)
+      : kernels_(kernels), layout_(layout), round_bf16_(round_bf16) {}
+
+  Status check_pointers(const Problem&, const AttentionParams&) const override { return {}; }
+
+  Status run(const Problem& problem) const override {
+    run_attention(problem, kernels_, layout_, round_bf16_);
+    return {};
+  }
+
+ private:
+  const KernelSet& kernels_;
+  const WorkspaceLayout layout_;
+  const bool round_bf16_;
+};
+
+Status plan(const Problem& problem, AttentionPlan* plan, std::unique_ptr<PlannedCall>* call) {
   Choice choice;
   BSFA_RETURN_IF_ERROR(choose(problem, &choice));
   plan->kernel = choice.kernels->name;
   plan->compute = dtype_name(choice.multiply);
-  plan->workspace_bytes = workspace_layout(problem, *choice.kernels).total;
-  return {};
-}
-
-Status run(const Problem& problem) {
-  Choice choice;
-  BSFA_RETURN_IF_ERROR(choose(problem, &choice));
-  run_attention(problem, *choice.kernels, choice.multiply == DType::kBFloat16);
+  const WorkspaceLayout layout = workspace_layout(problem, *choice.kernels);
+  plan->workspace_bytes = layout.total;
+  if (call != nullptr) {
+    *call = std::make_unique<CpuCall>(*choice.kernels, layout, choice.multiply == DType::kBFloat16);
+  }
   return {};
 }
 
@@ -90,8 +104,8 @@ Status run(const Problem& problem) {
 }  // namespace cpu
 
 const Backend& cpu_backend() {
-  static const Backend backend{"cpu",         DeviceType::kCpu, 0,        cpu::available,
-                               cpu::describe, cpu::plan,        cpu::run, nullptr};
+  static const Backend backend{"cpu",         DeviceType::kCpu, 0,      cpu::available,
+                               cpu::describe, cpu::plan,        nullptr};
   return backend;
 }
 

@@ -29,7 +29,7 @@ WorkspaceLayout workspace_layout(const Problem& problem, const KernelSet& kernel
   layout.steps = problem.head_dim * kernels.words_per_pair / 2;
   layout.padded_dim_v = ceil_div(problem.head_dim_v, kMaxLanes) * kMaxLanes;
   layout.key_steps = kPanelKeys * kernels.words_per_pair / 2;
-  layout.workers = problem.executor != nullptr ? problem.executor->max_workers() : 1;
+  layout.workers = problem.workers;
   if (sequences.packed) {
     // Each sequence adds at most one panel that is not full, and two such query blocks.
     layout.max_units = problem.q.shape[1] / sequences.block.q + 2 * count;

@@ -86,7 +86,23 @@ Status check_policy(PolicyKind kind) {
                      "; backend reference takes dense, threshold, sliding_window");
 }
 
-Status plan(const Problem& problem, AttentionPlan* plan) {
+class ReferenceCall final : public PlannedCall {
+ public:
+  Status check_pointers(const Problem&, const AttentionParams&) const override { return {}; }
+
+  Status run(const Problem& problem) const override {
+    const DType precision = multiply_dtype(problem, true);
+    blank_rows_of_nobody(problem);
+    for (std::int64_t sequence = 0; sequence < problem.sequences.num_sequences; ++sequence) {
+      for (std::int64_t head = 0; head < problem.num_heads_q; ++head) {
+        write_head(problem, sequence, head, oracle_head(problem, sequence, head, precision));
+      }
+    }
+    return {};
+  }
+};
+
+Status plan(const Problem& problem, AttentionPlan* plan, std::unique_ptr<PlannedCall>* call) {
   BSFA_RETURN_IF_ERROR(check_policy(problem.policy.kind));
   if (problem.page_table != nullptr) {
     return unsupported("page_table was given; backend reference takes contiguous k and v");
@@ -94,25 +110,15 @@ Status plan(const Problem& problem, AttentionPlan* plan) {
   plan->kernel = "fp64";
   plan->compute = dtype_name(multiply_dtype(problem, true));
   plan->workspace_bytes = 0;
-  return {};
-}
-
-Status run(const Problem& problem) {
-  const DType precision = multiply_dtype(problem, true);
-  blank_rows_of_nobody(problem);
-  for (std::int64_t sequence = 0; sequence < problem.sequences.num_sequences; ++sequence) {
-    for (std::int64_t head = 0; head < problem.num_heads_q; ++head) {
-      write_head(problem, sequence, head, oracle_head(problem, sequence, head, precision));
-    }
-  }
+  if (call != nullptr) *call = std::make_unique<ReferenceCall>();
   return {};
 }
 
 }  // namespace
 
 const Backend& reference_backend() {
-  static const Backend backend{"reference", DeviceType::kCpu, -1, available, describe, plan,
-                               run,         nullptr};
+  static const Backend backend{"reference", DeviceType::kCpu, -1, available, describe,
+                               plan,        nullptr};
   return backend;
 }
 

@@ -328,6 +328,45 @@ TEST(CAbiAttention, TheHostsThreadsAreUsed) {
   EXPECT_EQ(bsfa_thread_pool_create(1, nullptr), BSFA_INVALID_ARGUMENT);
 }
 
+TEST(CAbiAttention, APreparedCallRunsOnTheseAndOnOtherPointers) {
+  Call first, second;
+  bsfa_prepared_attention* prepared = nullptr;
+  ASSERT_EQ(bsfa_prepared_attention_create(&first.c, &prepared), BSFA_OK) << last_error();
+  auto plan = zeroed<bsfa_attention_plan>();
+  ASSERT_EQ(bsfa_prepared_attention_get_plan(prepared, &plan), BSFA_OK) << last_error();
+  EXPECT_STREQ(plan.backend, "reference");
+  EXPECT_EQ(plan.q_blocks, 3);
+  for (Call* call : {&first, &second}) {
+    attention_forward(call->cpp);
+    const std::string whole = call->results();
+    for (float& value : call->out) value = 999.0f;
+    std::int32_t serves = -1;
+    ASSERT_EQ(bsfa_prepared_attention_serves(prepared, &call->c, &serves), BSFA_OK);
+    EXPECT_EQ(serves, 1);
+    const bsfa_attention_params* params = call == &first ? nullptr : &call->c;
+    ASSERT_EQ(bsfa_prepared_attention_run(prepared, params), BSFA_OK) << last_error();
+    EXPECT_EQ(call->results(), whole);
+  }
+
+  const std::string before = second.results();
+  second.c.causal = 1;
+  std::int32_t serves = -1;
+  ASSERT_EQ(bsfa_prepared_attention_serves(prepared, &second.c, &serves), BSFA_OK);
+  EXPECT_EQ(serves, 0);
+  EXPECT_EQ(bsfa_prepared_attention_run(prepared, &second.c), BSFA_INVALID_ARGUMENT);
+  EXPECT_EQ(last_error(), "causal is true; the call was planned with false");
+  EXPECT_EQ(second.results(), before);
+  bsfa_prepared_attention_free(prepared);
+  bsfa_prepared_attention_free(nullptr);
+
+  EXPECT_EQ(bsfa_prepared_attention_run(nullptr, &second.c), BSFA_INVALID_ARGUMENT);
+  EXPECT_EQ(last_error(), "prepared is null");
+  EXPECT_EQ(bsfa_prepared_attention_create(&second.c, nullptr), BSFA_INVALID_ARGUMENT);
+  second.c.q.shape[2] = 3;
+  EXPECT_EQ(bsfa_prepared_attention_create(&second.c, &prepared), BSFA_INVALID_ARGUMENT);
+  EXPECT_NE(last_error().find("q has 3 heads"), std::string::npos) << last_error();
+}
+
 TEST(CAbi, TheLastErrorBelongsToTheThread) {
   EXPECT_EQ(bsfa_attention_forward(nullptr), BSFA_INVALID_ARGUMENT);
   std::string elsewhere = "not asked";

@@ -24,7 +24,7 @@ TEST(Policy, EveryBackendRefusesOneThatItDoesNotKnow) {
     ASSERT_TRUE(make_problem(params, &problem).ok());
     problem.policy.kind = static_cast<PolicyKind>(99);
     AttentionPlan plan;
-    const Status status = backend->plan(problem, &plan);
+    const Status status = backend->plan(problem, &plan, nullptr);
     EXPECT_FALSE(status.ok());
     if (!backend->available()) continue;  // refused for another reason
     EXPECT_NE(status.message.find("policy.kind is 99"), std::string::npos) << status.message;

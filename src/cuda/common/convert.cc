@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "core/gate.hpp"
+#include "core/same_call.hpp"
 #include "core/status.hpp"
 
 namespace bsfa::cuda {
@@ -74,36 +75,24 @@ Status check_features(const Problem& problem, const char* backend) {
   return {};
 }
 
-Status check_pointers(const Problem& problem) {
-  const SequenceLayout& layout = problem.sequences;
-  const struct {
-    const char* name;
-    const void* pointer;
-  } pointers[] = {{"q", problem.q.data},
-                  {"k", problem.k.data},
-                  {"v", problem.v.data},
-                  {"out", problem.out.data},
-                  {"policy.thresholds", problem.policy.thresholds.data},
-                  {"sinks", problem.sinks},
-                  {"cu_seqlens_q", layout.cu_seqlens_q},
-                  {"cu_seqlens_k", layout.cu_seqlens_k},
-                  {"seqused_k", layout.seqused_k},
-                  {"leftpad_k", layout.leftpad_k},
-                  {"q_offsets", layout.q_offsets},
-                  {"lse", problem.lse.data},
-                  {"kept_blocks", problem.kept_blocks.data},
-                  {"visible_blocks", problem.visible_blocks.data},
-                  {"kept_mask", problem.kept_mask.data},
-                  {"block_max", problem.block_max.data}};
-  for (const auto& item : pointers) {
-    BSFA_RETURN_IF_ERROR(check_pointer(item.name, item.pointer, problem.device));
-  }
-  return {};
+Status check_pointers(const Problem& problem, const AttentionParams& checked) {
+  Status status;
+  for_each_pointer(problem, checked, [&](const char* name, const void* pointer, const void* known) {
+    if (status.ok() && pointer != known) status = check_pointer(name, pointer, problem.device);
+  });
+  return status;
 }
 
 Form form_of(const Problem& problem) {
   if (problem.policy.kind == PolicyKind::kThreshold) return Form::kGated;
   return problem.block_max ? Form::kCalibrating : Form::kDense;
+}
+
+std::string kernel_text(const Problem& problem) {
+  const char* forms[] = {"dense", "gated", "calibrating"};
+  const BlockShape block;
+  return std::string(forms[static_cast<int>(form_of(problem))]) + " " + std::to_string(block.q) +
+         "x" + std::to_string(block.kv) + "x" + std::to_string(problem.head_dim);
 }
 
 KernelParams kernel_params(const Problem& problem, const DeviceFacts& facts) {

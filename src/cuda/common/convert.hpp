@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include "core/problem.hpp"
 #include "cuda/common/device.hpp"
@@ -16,8 +17,11 @@ namespace bsfa::cuda {
 // 32-bit indices. head_dim and strides are the family's own matter.
 Status check_features(const Problem& problem, const char* backend);
 
-// Refuses pointers that the device of the call cannot follow.
-Status check_pointers(const Problem& problem);
+// Refuses pointers that the device of the call cannot follow, but for those that `checked` has too.
+Status check_pointers(const Problem& problem, const AttentionParams& checked = {});
+
+// "dense 128x64x128": the form of a kernel and its tile, for AttentionPlan::kernel.
+std::string kernel_text(const Problem& problem);
 
 // Which form of a kernel serves the problem.
 Form form_of(const Problem& problem);

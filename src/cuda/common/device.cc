@@ -1,5 +1,8 @@
 #include "cuda/common/device.hpp"
 
+#include <optional>
+#include <vector>
+
 #include "core/status.hpp"
 
 namespace bsfa::cuda {
@@ -10,13 +13,31 @@ Status check(cudaError_t error, const char* what) {
   return {ErrorCode::kRuntime, text(what, ": ", cudaGetErrorString(error))};
 }
 
-Status device_facts(int index, DeviceFacts* facts) {
-  int count = 0;
-  BSFA_RETURN_IF_ERROR(check(cudaGetDeviceCount(&count), "cudaGetDeviceCount"));
-  if (index < 0 || index >= count) {
-    return invalid_argument("device.index is ", index, "; this machine has ", count,
-                            " CUDA devices");
+namespace {
+
+// What stays true of the devices of a process. Failures are not kept: the next call asks again.
+struct KnownDevices {
+  std::mutex mutex;
+  int count = -1;  // not asked yet
+  std::vector<std::optional<DeviceFacts>> facts;
+
+  static KnownDevices& instance() {
+    static auto* const known = new KnownDevices;  // outlives whatever runs while a process ends
+    return *known;
   }
+
+  cudaError_t ask_count() {
+    if (count >= 0) return cudaSuccess;
+    int found = 0;
+    const cudaError_t error = cudaGetDeviceCount(&found);
+    if (error != cudaSuccess) return error;
+    count = found;
+    facts.resize(static_cast<std::size_t>(found));
+    return cudaSuccess;
+  }
+};
+
+Status ask_device(int index, DeviceFacts* facts) {
   const struct {
     cudaDeviceAttr attribute;
     int* value;
@@ -32,6 +53,35 @@ Status device_facts(int index, DeviceFacts* facts) {
     BSFA_RETURN_IF_ERROR(
         check(cudaDeviceGetAttribute(item.value, item.attribute, index), "cudaDeviceGetAttribute"));
   }
+  return {};
+}
+
+// 0 where there is no driver.
+int device_count() {
+  KnownDevices& known = KnownDevices::instance();
+  const std::lock_guard<std::mutex> lock(known.mutex);
+  if (known.ask_count() == cudaSuccess) return known.count;
+  cudaGetLastError();
+  return 0;
+}
+
+}  // namespace
+
+Status device_facts(int index, DeviceFacts* facts) {
+  KnownDevices& known = KnownDevices::instance();
+  const std::lock_guard<std::mutex> lock(known.mutex);
+  BSFA_RETURN_IF_ERROR(check(known.ask_count(), "cudaGetDeviceCount"));
+  if (index < 0 || index >= known.count) {
+    return invalid_argument("device.index is ", index, "; this machine has ", known.count,
+                            " CUDA devices");
+  }
+  std::optional<DeviceFacts>& stored = known.facts[static_cast<std::size_t>(index)];
+  if (!stored) {
+    DeviceFacts found;
+    BSFA_RETURN_IF_ERROR(ask_device(index, &found));
+    stored = found;
+  }
+  *facts = *stored;
   return {};
 }
 
@@ -57,11 +107,7 @@ namespace {
 
 template <typename Predicate>
 bool any_device_that(const Predicate& fits) {
-  int count = 0;
-  if (cudaGetDeviceCount(&count) != cudaSuccess) {
-    cudaGetLastError();
-    return false;
-  }
+  const int count = device_count();
   for (int i = 0; i < count; ++i) {
     DeviceFacts facts;
     if (device_facts(i, &facts).ok() && fits(facts)) return true;
@@ -96,6 +142,24 @@ Status check_pointer(const char* name, const void* pointer, Device device) {
                             device.index);
   }
   return {};
+}
+
+cudaError_t SharedMemoryGrant::ask(const void* kernel, int bytes) {
+  int device = 0;
+  if (const cudaError_t error = cudaGetDevice(&device); error != cudaSuccess) return error;
+  std::atomic<int>* const granted = device < kDevices ? &granted_[device] : nullptr;
+  const auto have = [&] {
+    return granted != nullptr && granted->load(std::memory_order_acquire) >= bytes;
+  };
+  if (have()) return cudaSuccess;
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (have()) return cudaSuccess;
+  const cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  if (error == cudaSuccess && granted != nullptr) {
+    granted->store(bytes, std::memory_order_release);
+  }
+  return error;
 }
 
 CurrentDevice::CurrentDevice(int index) {

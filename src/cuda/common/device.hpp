@@ -2,6 +2,8 @@
 
 #include <cuda_runtime_api.h>
 
+#include <atomic>
+#include <mutex>
 #include <string>
 
 #include "bsfa/error.hpp"
@@ -23,7 +25,7 @@ struct DeviceFacts {
   int l2_bytes = 0;
 };
 
-// Of CUDA device `index`; refuses an index that is not there.
+// Of CUDA device `index`, asked once a process; refuses an index that is not there.
 Status device_facts(int index, DeviceFacts* facts);
 
 // "NVIDIA H200 (9.0)", ... of every card; empty, with the reason, if there is none.
@@ -35,6 +37,19 @@ bool any_device_from(int major, int minor);
 
 // Refuses a pointer that the kernels of `device` cannot follow.
 Status check_pointer(const char* name, const void* pointer, Device device);
+
+// Lets a kernel have more dynamic shared memory than is the default, asked once a process for each
+// device and size. One object for each kernel.
+class SharedMemoryGrant {
+ public:
+  // On the current device.
+  cudaError_t ask(const void* kernel, int bytes);
+
+ private:
+  static constexpr int kDevices = 64;  // beyond these it is asked every time
+  std::mutex mutex_;
+  std::atomic<int> granted_[kDevices] = {};
+};
 
 // Makes a device current for a scope.
 class CurrentDevice {

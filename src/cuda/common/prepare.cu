@@ -26,10 +26,8 @@ __device__ void ranges(const KernelParams& p, int sequence, int row, BlockRange*
 // One warp for each (sequence, head).
 __global__ void count_kernel(const __grid_constant__ PrepareParams params) {
   const KernelParams& p = params.kernel;
-  if (blockIdx.x == 0 && threadIdx.x == 0 && p.tile_counter != nullptr) *p.tile_counter = 0;
   const int index = blockIdx.x * (kThreads / 32) + threadIdx.x / 32;
   if (index >= p.sequences.num_sequences * p.num_heads_q) return;
-  if (p.kept_blocks == nullptr && params.visible_blocks == nullptr) return;
   const int sequence = index / p.num_heads_q;
   const int head = index % p.num_heads_q;
   int kept = 0;
@@ -79,7 +77,7 @@ Status prepare(const PrepareParams& params, cudaStream_t stream) {
   const KernelParams& p = params.kernel;
   const int heads = static_cast<int>(p.sequences.num_sequences) * p.num_heads_q;
   const int warps = kThreads / 32;
-  if (p.tile_counter != nullptr || p.kept_blocks != nullptr || params.visible_blocks != nullptr) {
+  if (p.kept_blocks != nullptr || params.visible_blocks != nullptr) {
     count_kernel<<<(heads + warps - 1) / warps, kThreads, 0, stream>>>(params);
     BSFA_RETURN_IF_ERROR(check(cudaGetLastError(), "launch of the counting kernel"));
   }

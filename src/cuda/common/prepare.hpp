@@ -16,7 +16,7 @@ struct PrepareParams {
   std::int64_t visible_stride[2];
 };
 
-// Resets the tile counter, if there is one; sets kept_blocks, visible_blocks and kept_mask to what
+// Sets kept_blocks, visible_blocks and kept_mask to what
 // they are where there is no gate (a gated kernel starts from 0), block_max to -inf.
 Status prepare(const PrepareParams& params, cudaStream_t stream);
 

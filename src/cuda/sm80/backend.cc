@@ -1,5 +1,8 @@
 #include "core/backend.hpp"
 
+#include <memory>
+#include <string>
+
 #include "core/status.hpp"
 #include "cuda/common/convert.hpp"
 #include "cuda/common/device.hpp"
@@ -52,35 +55,6 @@ Stages stages_for(const Problem& problem, const DeviceFacts& facts) {
   }
 }
 
-Status plan(const Problem& problem, AttentionPlan* plan) {
-  BSFA_RETURN_IF_ERROR(check_features(problem, kName));
-  if (problem.head_dim != 64 && problem.head_dim != 96 && problem.head_dim != 128 &&
-      problem.head_dim != 256) {
-    return unsupported("q has head_dim ", problem.head_dim, "; ", kName,
-                       " accepts 64, 96, 128 and 256");
-  }
-  DeviceFacts facts;
-  BSFA_RETURN_IF_ERROR(device_facts(problem.device.index, &facts));
-  if (facts.major < 8) {
-    return unsupported("cuda device ", problem.device.index, " has compute capability ",
-                       facts.major, ".", facts.minor, "; ", kName, " needs 8.0 or above");
-  }
-  const Stages stages = stages_for(problem, facts);
-  if (stages.k == 0) {
-    return unsupported("q has head_dim ", problem.head_dim, " with the threshold policy; device ",
-                       problem.device.index, " has ", facts.shared_bytes,
-                       " bytes of shared memory a block and ", kName, " needs ",
-                       shared_bytes<Config<Form::kGated, 256>>({2, 1}), " for it (dense runs)");
-  }
-  BSFA_RETURN_IF_ERROR(check_pointers(problem));
-  const char* forms[] = {"dense", "gated", "calibrating"};
-  plan->kernel = text(forms[static_cast<int>(form_of(problem))], " ", kGateRows, "x", kBlockN, "x",
-                      problem.head_dim, ", mma.sync, ", stages.k, " K and ", stages.v, " V stages");
-  plan->compute = dtype_name(problem.q.dtype);
-  plan->workspace_bytes = 0;
-  return {};
-}
-
 // Whether every row of a tensor starts on 16 bytes.
 template <typename View>
 bool rows_start_on_16_bytes(const View& view) {
@@ -112,19 +86,9 @@ cudaError_t launch_head_dim(std::int64_t head_dim, Form form, bool vectors, cons
   }
 }
 
-Status run(const Problem& problem) {
-  DeviceFacts facts;
-  BSFA_RETURN_IF_ERROR(device_facts(problem.device.index, &facts));
-  return run_with_stages(problem, stages_for(problem, facts));
-}
-
-}  // namespace
-
-Status run_with_stages(const Problem& problem, Stages stages) {
+Status run_planned(const Problem& problem, Stages stages, const DeviceFacts& facts) {
   const CurrentDevice current(problem.device.index);
   BSFA_RETURN_IF_ERROR(current.status());
-  DeviceFacts facts;
-  BSFA_RETURN_IF_ERROR(device_facts(problem.device.index, &facts));
   Arguments args{operand(problem.q),
                  operand(problem.k),
                  operand(problem.v),
@@ -149,14 +113,68 @@ Status run_with_stages(const Problem& problem, Stages stages) {
   return check(error, "launch of the attention kernel");
 }
 
+class Sm80Call final : public PlannedCall {
+ public:
+  Sm80Call(Stages stages, const DeviceFacts& facts) : stages_(stages), facts_(facts) {}
+
+  Status check_pointers(const Problem& problem, const AttentionParams& checked) const override {
+    return cuda::check_pointers(problem, checked);
+  }
+
+  Status run(const Problem& problem) const override {
+    return run_planned(problem, stages_, facts_);
+  }
+
+ private:
+  const Stages stages_;
+  const DeviceFacts facts_;
+};
+
+Status plan(const Problem& problem, AttentionPlan* plan, std::unique_ptr<PlannedCall>* call) {
+  BSFA_RETURN_IF_ERROR(check_features(problem, kName));
+  if (problem.head_dim != 64 && problem.head_dim != 96 && problem.head_dim != 128 &&
+      problem.head_dim != 256) {
+    return unsupported("q has head_dim ", problem.head_dim, "; ", kName,
+                       " accepts 64, 96, 128 and 256");
+  }
+  DeviceFacts facts;
+  BSFA_RETURN_IF_ERROR(device_facts(problem.device.index, &facts));
+  if (facts.major < 8) {
+    return unsupported("cuda device ", problem.device.index, " has compute capability ",
+                       facts.major, ".", facts.minor, "; ", kName, " needs 8.0 or above");
+  }
+  const Stages stages = stages_for(problem, facts);
+  if (stages.k == 0) {
+    return unsupported("q has head_dim ", problem.head_dim, " with the threshold policy; device ",
+                       problem.device.index, " has ", facts.shared_bytes,
+                       " bytes of shared memory a block and ", kName, " needs ",
+                       shared_bytes<Config<Form::kGated, 256>>({2, 1}), " for it (dense runs)");
+  }
+  BSFA_RETURN_IF_ERROR(check_pointers(problem));
+  plan->kernel = kernel_text(problem) + ", mma.sync, " + std::to_string(stages.k) + " K and " +
+                 std::to_string(stages.v) + " V stages";
+  plan->compute = dtype_name(problem.q.dtype);
+  plan->workspace_bytes = 0;
+  if (call != nullptr) *call = std::make_unique<Sm80Call>(stages, facts);
+  return {};
+}
+
+}  // namespace
+
+Status run_with_stages(const Problem& problem, Stages stages) {
+  DeviceFacts facts;
+  BSFA_RETURN_IF_ERROR(device_facts(problem.device.index, &facts));
+  return run_planned(problem, stages, facts);
+}
+
 }  // namespace bsfa::cuda::sm80
 
 namespace bsfa {
 
 const Backend& cuda_sm80_backend() {
   namespace family = cuda::sm80;
-  static const Backend backend{"cuda-sm80",      DeviceType::kCuda, 80,          family::available,
-                               family::describe, family::plan,      family::run, nullptr};
+  static const Backend backend{"cuda-sm80",      DeviceType::kCuda, 80,     family::available,
+                               family::describe, family::plan,      nullptr};
   return backend;
 }
 

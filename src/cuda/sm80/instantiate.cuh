@@ -1,5 +1,6 @@
 #pragma once
 
+#include "cuda/common/device.hpp"
 #include "cuda/sm80/kernel.cuh"
 #include "cuda/sm80/select.hpp"
 
@@ -11,8 +12,8 @@ template <bool kVectors, typename T, typename C>
 cudaError_t launch_kernel(const Arguments& args, int num_tiles, cudaStream_t stream) {
   const auto kernel = attention_kernel<kVectors, T, C>;
   const int bytes = shared_bytes<C>(args.stages);
-  const cudaError_t error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  static SharedMemoryGrant grant;
+  const cudaError_t error = grant.ask(reinterpret_cast<const void*>(kernel), bytes);
   if (error != cudaSuccess) return error;
   kernel<<<num_tiles * C::kParts, C::kThreads, bytes, stream>>>(args);
   return cudaGetLastError();

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <memory>
+#include <utility>
 
 #include "core/status.hpp"
 #include "cuda/common/convert.hpp"
@@ -68,25 +70,6 @@ std::int64_t most_tiles(const Problem& problem) {
   return q_blocks * problem.num_heads_q;
 }
 
-Status plan(const Problem& problem, AttentionPlan* plan) {
-  BSFA_RETURN_IF_ERROR(check_features(problem, "cuda-sm90"));
-  BSFA_RETURN_IF_ERROR(check_family(problem));
-  DeviceFacts facts;
-  BSFA_RETURN_IF_ERROR(device_facts(problem.device.index, &facts));
-  if (facts.major != 9 || facts.minor != 0) {
-    return unsupported("cuda device ", problem.device.index, " has compute capability ",
-                       facts.major, ".", facts.minor, "; cuda-sm90 needs 9.0");
-  }
-  BSFA_RETURN_IF_ERROR(check_operands(problem));
-  const char* forms[] = {"dense", "gated", "calibrating"};
-  plan->kernel = text(forms[static_cast<int>(form_of(problem))], " ", kBlockM, "x", kBlockN, "x",
-                      problem.head_dim, ", TMA and wgmma");
-  plan->compute = dtype_name(problem.q.dtype);
-  plan->workspace_bytes =
-      kCounterBytes + static_cast<std::size_t>(most_tiles(problem)) * kListedTileBytes;
-  return {};
-}
-
 template <typename T, int kHeadDim>
 Status launch_form(Form form, const Arguments& arguments, int multiprocessors,
                    cudaStream_t stream) {
@@ -101,19 +84,64 @@ Status launch_form(Form form, const Arguments& arguments, int multiprocessors,
   return {};
 }
 
-Status run(const Problem& problem) {
+// What TMA reads q, k and v by, and the addresses that they are of.
+struct OperandMaps {
+  CUtensorMap q, k, v;
+  const void* addresses[3] = {nullptr, nullptr, nullptr};
+
+  bool are_of(const Problem& problem) const {
+    return problem.q.data == addresses[0] && problem.k.data == addresses[1] &&
+           problem.v.data == addresses[2];
+  }
+
+  Status encode(const Problem& problem) {
+    // Without keys nothing is ever copied, but a map must describe something.
+    const bool no_keys = problem.k.data == nullptr || problem.k.shape[1] == 0;
+    BSFA_RETURN_IF_ERROR(encode_tensor_map("q", problem.q, kBlockM, &q));
+    BSFA_RETURN_IF_ERROR(encode_tensor_map("k", no_keys ? problem.q : problem.k, kBlockN, &k));
+    BSFA_RETURN_IF_ERROR(encode_tensor_map("v", no_keys ? problem.q : problem.v, kBlockN, &v));
+    addresses[0] = problem.q.data;
+    addresses[1] = problem.k.data;
+    addresses[2] = problem.v.data;
+    return {};
+  }
+};
+
+class Sm90Call final : public PlannedCall {
+ public:
+  explicit Sm90Call(const DeviceFacts& facts) : facts_(facts) {}
+
+  // For the operands as they are planned.
+  Status encode(const Problem& problem) {
+    return has_tiles(problem) ? maps_.encode(problem) : Status{};
+  }
+
+  Status check_pointers(const Problem& problem, const AttentionParams& checked) const override {
+    return cuda::check_pointers(problem, checked);
+  }
+
+  Status run(const Problem& problem) const override;
+
+ private:
+  static bool has_tiles(const Problem& problem) {
+    return problem.sequences.num_sequences > 0 && problem.q_blocks > 0;
+  }
+
+  const DeviceFacts facts_;
+  OperandMaps maps_{};
+};
+
+Status Sm90Call::run(const Problem& problem) const {
   const CurrentDevice current(problem.device.index);
   BSFA_RETURN_IF_ERROR(current.status());
-  DeviceFacts facts;
-  BSFA_RETURN_IF_ERROR(device_facts(problem.device.index, &facts));
   const auto stream = static_cast<cudaStream_t>(problem.stream);
   const Form form = form_of(problem);
 
   Arguments arguments{};
-  arguments.params = kernel_params(problem, facts);
+  arguments.params = kernel_params(problem, facts_);
   if (problem.sequences.num_sequences == 0) return {};
   BSFA_RETURN_IF_ERROR(prepare(prepare_params(problem, arguments.params), stream));
-  if (problem.q_blocks == 0) return {};
+  if (!has_tiles(problem)) return {};
 
   arguments.most_tiles = static_cast<int>(most_tiles(problem));
   arguments.tile_count = arguments.params.tile_counter + 1;
@@ -121,29 +149,53 @@ Status run(const Problem& problem) {
       reinterpret_cast<ListedTile*>(static_cast<char*>(problem.workspace) + kCounterBytes);
   BSFA_RETURN_IF_ERROR(list_tiles(arguments, form, stream));
 
-  // Without keys nothing is ever copied, but a map must describe something.
-  const bool no_keys = problem.k.data == nullptr || problem.k.shape[1] == 0;
-  BSFA_RETURN_IF_ERROR(encode_tensor_map("q", problem.q, kBlockM, &arguments.q));
-  BSFA_RETURN_IF_ERROR(
-      encode_tensor_map("k", no_keys ? problem.q : problem.k, kBlockN, &arguments.k));
-  BSFA_RETURN_IF_ERROR(
-      encode_tensor_map("v", no_keys ? problem.q : problem.v, kBlockN, &arguments.v));
+  OperandMaps moved;
+  const OperandMaps* maps = &maps_;
+  if (!maps_.are_of(problem)) {
+    BSFA_RETURN_IF_ERROR(moved.encode(problem));
+    maps = &moved;
+  }
+  arguments.q = maps->q;
+  arguments.k = maps->k;
+  arguments.v = maps->v;
 
+  const int multiprocessors = facts_.multiprocessors;
   if (problem.q.dtype == DType::kFloat16) {
     return problem.head_dim == 64
-               ? launch_form<__half, 64>(form, arguments, facts.multiprocessors, stream)
-               : launch_form<__half, 128>(form, arguments, facts.multiprocessors, stream);
+               ? launch_form<__half, 64>(form, arguments, multiprocessors, stream)
+               : launch_form<__half, 128>(form, arguments, multiprocessors, stream);
   }
   return problem.head_dim == 64
-             ? launch_form<__nv_bfloat16, 64>(form, arguments, facts.multiprocessors, stream)
-             : launch_form<__nv_bfloat16, 128>(form, arguments, facts.multiprocessors, stream);
+             ? launch_form<__nv_bfloat16, 64>(form, arguments, multiprocessors, stream)
+             : launch_form<__nv_bfloat16, 128>(form, arguments, multiprocessors, stream);
+}
+
+Status plan(const Problem& problem, AttentionPlan* plan, std::unique_ptr<PlannedCall>* call) {
+  BSFA_RETURN_IF_ERROR(check_features(problem, "cuda-sm90"));
+  BSFA_RETURN_IF_ERROR(check_family(problem));
+  DeviceFacts facts;
+  BSFA_RETURN_IF_ERROR(device_facts(problem.device.index, &facts));
+  if (facts.major != 9 || facts.minor != 0) {
+    return unsupported("cuda device ", problem.device.index, " has compute capability ",
+                       facts.major, ".", facts.minor, "; cuda-sm90 needs 9.0");
+  }
+  BSFA_RETURN_IF_ERROR(check_operands(problem));
+  plan->kernel = kernel_text(problem) + ", TMA and wgmma";
+  plan->compute = dtype_name(problem.q.dtype);
+  plan->workspace_bytes =
+      kCounterBytes + static_cast<std::size_t>(most_tiles(problem)) * kListedTileBytes;
+  if (call == nullptr) return {};
+  auto made = std::make_unique<Sm90Call>(facts);
+  BSFA_RETURN_IF_ERROR(made->encode(problem));
+  *call = std::move(made);
+  return {};
 }
 
 }  // namespace
 
 const Backend& cuda_sm90_backend() {
-  static const Backend backend{"cuda-sm90", DeviceType::kCuda,      90, available, describe, plan,
-                               run,         cuda::select_thresholds};
+  static const Backend backend{"cuda-sm90", DeviceType::kCuda,      90, available, describe,
+                               plan,        cuda::select_thresholds};
   return backend;
 }
 

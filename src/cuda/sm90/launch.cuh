@@ -14,9 +14,9 @@ Status launch_attention(const Arguments& arguments, int multiprocessors, cudaStr
   using C = Config<kForm, kHeadDim>;
   constexpr int kBytes = sizeof(SharedStorage<C>) + 1024;  // to align the start
   const auto kernel = attention_kernel<T, C>;
-  BSFA_RETURN_IF_ERROR(
-      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
-            "shared memory of the sm90 kernel"));
+  static SharedMemoryGrant grant;
+  BSFA_RETURN_IF_ERROR(check(grant.ask(reinterpret_cast<const void*>(kernel), kBytes),
+                             "shared memory of the sm90 kernel"));
   const int tiles = total_tiles(arguments.params);
   const int blocks = std::min((tiles + C::kStreams - 1) / C::kStreams, multiprocessors);
   kernel<<<blocks, C::kThreads, kBytes, stream>>>(arguments);

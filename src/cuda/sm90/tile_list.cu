@@ -8,8 +8,9 @@ namespace {
 
 constexpr int kThreads = 128;
 
-// For one block of threads. Lengths that do not fit the tensors are an error of the caller's, but
-// nothing is written outside the workspace.
+// Counts the tiles that exist, and starts the counter of those handed out. For one block of
+// threads. Lengths that do not fit the tensors are an error of the caller's, but nothing is written
+// outside the workspace.
 __device__ void count_tiles(const Arguments& args) {
   __shared__ int q_blocks;
   if (threadIdx.x == 0) q_blocks = 0;
@@ -19,6 +20,7 @@ __device__ void count_tiles(const Arguments& args) {
   }
   __syncthreads();
   if (threadIdx.x == 0) {
+    *args.params.tile_counter = 0;
     *args.tile_count = min(q_blocks * args.params.num_heads_q, args.most_tiles);
   }
 }

@@ -26,6 +26,9 @@ BSFA_API std::string printable(std::string_view foreign, std::size_t longest = k
 // The same between single quotes, which count beside `longest`.
 BSFA_API std::string quote(std::string_view foreign, std::size_t longest = kLongestQuote);
 
+// Whether bytes are text that is taken whole wherever it goes: UTF-8 without NUL, at which C stops.
+BSFA_API bool is_text(std::string_view bytes);
+
 // The name of a file, as messages begin with it or hold it.
 BSFA_API std::string path_text(std::string_view path);
 

@@ -96,7 +96,7 @@ void attention_forward(const AttentionParams& params) {
   std::unique_ptr<PlannedCall> call;
   throw_if_error(plan_call(params, &problem, &plan, &call));
   throw_if_error(check_workspace(problem, plan));
-  throw_if_error(check_overlaps(problem, plan.workspace_bytes));
+  throw_if_error(check_memory(problem, plan.workspace_bytes));
   throw_if_error(call->run(problem));
 }
 
@@ -111,7 +111,7 @@ struct PreparedAttention::Impl {
     throw_if_error(move_problem(problem, now, &moved));
     throw_if_error(call->check_pointers(moved, params));
     throw_if_error(check_workspace(moved, plan));
-    throw_if_error(check_overlaps(moved, plan.workspace_bytes));
+    throw_if_error(check_memory(moved, plan.workspace_bytes));
     throw_if_error(call->run(moved));
   }
 

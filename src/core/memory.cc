@@ -116,6 +116,13 @@ std::string shape_text(const std::int64_t* shape, int rank) {
   return result;
 }
 
+Status check_alignment(const Memory& view) {
+  const auto address = reinterpret_cast<std::uintptr_t>(view.data);
+  if (address % static_cast<std::uintptr_t>(view.element_bytes) == 0) return {};
+  return invalid_argument(view.name, " is not aligned to its element size (", view.element_bytes,
+                          " bytes)");
+}
+
 Status check_view(const Memory& view) {
   std::int64_t elements = 1;
   std::int64_t span = view.element_bytes;
@@ -144,13 +151,7 @@ Status check_view(const Memory& view) {
                               "; accepted: views that reach over up to ", kMaxSpanBytes, " bytes");
     }
   }
-  if (reinterpret_cast<std::uintptr_t>(view.data) %
-          static_cast<std::uintptr_t>(view.element_bytes) !=
-      0) {
-    return invalid_argument(view.name, " is not aligned to its element size (", view.element_bytes,
-                            " bytes)");
-  }
-  return {};
+  return check_alignment(view);
 }
 
 Status check_no_self_overlap(const Memory& view) {

@@ -52,8 +52,11 @@ Memory memory_of(const char* name, const T* data, std::int64_t count) {
   return {name, count > 0 ? data : nullptr, static_cast<std::int64_t>(sizeof(T)), 1, {count}, {1}};
 }
 
-// Refuses negative extents and strides, more than kMaxElements or kMaxSpanBytes, and data that is
-// not aligned to its element size.
+// Refuses data that is not aligned to its element size.
+Status check_alignment(const Memory& view);
+
+// Refuses negative extents and strides, more than kMaxElements or kMaxSpanBytes, and what
+// check_alignment refuses.
 Status check_view(const Memory& view);
 
 // Refuses a view two of whose elements are one in memory: for what is written.

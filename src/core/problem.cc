@@ -518,7 +518,7 @@ Status move_problem(const Problem& planned, const AttentionParams& params, Probl
   return {};
 }
 
-Status check_overlaps(const Problem& problem, std::size_t workspace_bytes) {
+Status check_memory(const Problem& problem, std::size_t workspace_bytes) {
   const Tables tables(problem);
   const Memory outputs[] = {
       memory_of("out", problem.out),
@@ -543,6 +543,8 @@ Status check_overlaps(const Problem& problem, std::size_t workspace_bytes) {
       tables.q_offsets,
       tables.page_table,
   };
+  for (const Memory& output : outputs) BSFA_RETURN_IF_ERROR(check_alignment(output));
+  for (const Memory& input : inputs) BSFA_RETURN_IF_ERROR(check_alignment(input));
   return check_no_overlap(outputs, inputs);
 }
 

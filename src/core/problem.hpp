@@ -38,8 +38,8 @@ Status make_problem(const AttentionParams& params, Problem* problem);
 Status move_problem(const Problem& planned, const AttentionParams& params, Problem* problem);
 
 // Refuses results and a workspace of `workspace_bytes` that share memory with each other or with
-// what the call reads. Beside make_problem, since a plan may be made with pointers that only stand
-// for those of the call.
-Status check_overlaps(const Problem& problem, std::size_t workspace_bytes);
+// what the call reads, and data that is not aligned. Beside make_problem, since a plan may be made
+// with pointers that only stand for those of the call.
+Status check_memory(const Problem& problem, std::size_t workspace_bytes);
 
 }  // namespace bsfa

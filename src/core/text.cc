@@ -95,7 +95,19 @@ std::string printable(std::string_view foreign, std::size_t longest) {
 }
 
 std::string quote(std::string_view foreign, std::size_t longest) {
-  return "'" + printable(foreign, longest) + "'";
+  std::string result = printable(foreign, longest);
+  result.insert(result.begin(), '\'');
+  result += '\'';
+  return result;
+}
+
+bool is_text(std::string_view bytes) {
+  for (std::size_t at = 0; at < bytes.size();) {
+    const Character c = character_at(bytes, at);
+    if (!c.valid || c.code == 0) return false;
+    at += c.length;
+  }
+  return true;
 }
 
 std::string path_text(std::string_view path) { return printable(path, kLongestPath); }

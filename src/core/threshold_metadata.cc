@@ -22,7 +22,8 @@ std::string list_text(const std::vector<std::int64_t>& values) {
   constexpr std::size_t kShown = 32;
   std::string result;
   for (std::size_t n = 0; n < std::min(values.size(), kShown); ++n) {
-    result += (n > 0 ? ", " : "") + std::to_string(values[n]);
+    result += n > 0 ? ", " : "";
+    result += std::to_string(values[n]);
   }
   if (values.size() > kShown) result += text(", ... (", values.size(), " in all)");
   return result;
@@ -54,11 +55,11 @@ Status check_calibration_metadata(const ThresholdMetadata& metadata) {
     return invalid_argument("softmax_scale is ", metadata.softmax_scale,
                             "; accepted: a finite number above 0");
   }
-  // A name that C would cut short is not the name.
+  // A name that C would cut short is not the name, and JSON holds nothing but UTF-8.
   for (const auto& [field, name] :
        {std::pair{"model", &metadata.model}, std::pair{"producer", &metadata.producer}}) {
-    if (name->find('\0') != std::string::npos) {
-      return invalid_argument(field, " is ", quote(*name), "; accepted: text without NUL");
+    if (!is_text(*name)) {
+      return invalid_argument(field, " is ", quote(*name), "; accepted: UTF-8 text without NUL");
     }
   }
   if (metadata.recommended_budget &&

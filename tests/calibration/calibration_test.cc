@@ -286,7 +286,7 @@ TEST(Calibration, TheConstructorRefusesWhatNoFileMayHold) {
   ThresholdMetadata cut = metadata();
   cut.model = std::string("model\0of another name", 21);
   expect_refused([&] { Calibration(cut, 1, 1); },
-                 {"model is 'model\\x00of another name'; accepted: text without NUL"});
+                 {"model is 'model\\x00of another name'; accepted: UTF-8 text without NUL"});
   ThresholdMetadata bad = metadata();
   bad.softmax_scale = 0;
   expect_refused([&] { Calibration(bad, 1, 1); }, {"softmax_scale is 0"});

@@ -494,6 +494,35 @@ TEST(Bounds, SlicesOfOneBufferAreNoOverlap) {
   EXPECT_THROW(attention_forward(call.params), Error);
 }
 
+// A prepared call looks at the pointers of each run.
+TEST(Bounds, ThePointersOfAPreparedCallAreCheckedInEachRun) {
+  for (const char* backend : {"cpu", "reference"}) {
+    Call call;
+    call.params.backend = backend;
+    const PreparedAttention prepared(call.params);
+    const auto expect_refused = [&](const char* message, auto&& spoil) {
+      AttentionParams params = call.params;
+      spoil(params);
+      try {
+        prepared.run(params);
+        ADD_FAILURE() << "accepted: " << message;
+      } catch (const Error& error) {
+        EXPECT_STREQ(error.what(), message);
+      }
+    };
+    expect_refused("kept_blocks is not aligned to its element size (8 bytes)",
+                   [](auto& p) { p.kept_blocks.data = shifted(p.kept_blocks.data, 4); });
+    expect_refused("policy.thresholds is not aligned to its element size (4 bytes)", [](auto& p) {
+      p.policy.thresholds.data = shifted(p.policy.thresholds.data, 2);
+    });
+    expect_refused("lse shares memory with q; an output needs memory of its own",
+                   [&](auto& p) { p.lse.data = call.q.data() + 3; });
+    EXPECT_TRUE(call.untouched());
+    prepared.run(call.params);
+    EXPECT_FALSE(call.untouched());
+  }
+}
+
 // Paged calls are what the header says they are; a backend that does not serve them says so.
 TEST(Bounds, PagedCallsAreValidAndRefusedByEachBackendByName) {
   const auto expect_unserved = [](Call& call) {

@@ -50,6 +50,15 @@ TEST(Printable, CutsWithinTheBoundAndNotWithinACharacter) {
   EXPECT_EQ(path_text(std::string(5000, 'p')).size(), kLongestPath);
 }
 
+TEST(Printable, TextIsUtf8WithoutNul) {
+  for (const std::string text : {"", "a\nb", "Märchen", "格林", "\x1b[31m"})
+    EXPECT_TRUE(is_text(text));
+  for (const std::string& bytes : {std::string("a\0b", 3), std::string("a\xff"),
+                                   std::string("\xc3"), std::string("\xc0\x80")}) {
+    EXPECT_FALSE(is_text(bytes)) << quote(bytes);
+  }
+}
+
 // Decodes by the definition of UTF-8: by code points, written again.
 bool is_plain_utf8(const std::string& text) {
   for (std::size_t at = 0; at < text.size();) {

@@ -1,6 +1,8 @@
 // bsfa bench: measurements. `kernel` times the attention call by itself; the others run a model.
 
 #include <bsfa/error.hpp>
+#include <bsfa/limits.hpp>
+#include <bsfa/text.hpp>
 #include <charconv>
 #include <cstdio>
 #include <memory>
@@ -30,13 +32,13 @@ void parse_heads(const std::string& text, bench::KernelShape& shape) {
   if (error == std::errc() && slash != end && *slash == '/') {
     const auto [rest, kv_error] = std::from_chars(slash + 1, end, shape.heads_kv);
     if (kv_error == std::errc() && rest == end && shape.heads_q > 0 && shape.heads_kv > 0 &&
-        shape.heads_q % shape.heads_kv == 0) {
+        shape.heads_q <= kMaxHeads && shape.heads_q % shape.heads_kv == 0) {
       return;
     }
   }
   throw Error(ErrorCode::kInvalidArgument,
-              "--heads is '" + text +
-                  "'; accepted: query heads / KV heads, the first a multiple of the second, "
+              "--heads is " + quote(text) +
+                  "; accepted: query heads / KV heads, the first a multiple of the second, "
                   "such as 32/8");
 }
 
@@ -114,6 +116,7 @@ void kernel(const KernelOptions& options) {
     } else {
       progress.finish();
       print_text(shape, report);
+      check_output();
     }
   }
   if (options.json) {
@@ -135,21 +138,21 @@ void add_bench_kernel(CLI::App& bench) {
       "densities. Needs no model; results are checked before anything is timed");
   verb->add_option("--heads", options->heads, "Query heads / KV heads")->capture_default_str();
   verb->add_option("--head-dim", options->head_dim, "A multiple of 8, at most 256")
-      ->check(CLI::PositiveNumber)
+      ->transform(whole_number(1, 256))
       ->capture_default_str();
   verb->add_option("--tokens", options->tokens, "Length of the prompt; one or more")
       ->delimiter(',')
-      ->check(CLI::Range(std::int64_t{128}, std::int64_t{1} << 20))
+      ->transform(whole_number(128, std::int64_t{1} << 20))
       ->capture_default_str();
   verb->add_option("--density", options->densities, "Shares of the blocks to keep; one or more")
       ->delimiter(',')
-      ->check(CLI::Range(0.0, 0.99))
+      ->transform(number_between(0, 0.99))
       ->capture_default_str();
   verb->add_option("--threads", options->threads, "CPU threads")
-      ->check(CLI::Range(1, 1024))
+      ->transform(whole_number(1, 1024))
       ->capture_default_str();
   verb->add_option("--rounds", options->rounds, "Timed rounds, all contestants in turn")
-      ->check(CLI::Range(1, 1000))
+      ->transform(whole_number(1, 1000))
       ->capture_default_str();
   add_json_flag(*verb, options->json);
   verb->callback([options] { kernel(*options); });

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <bsfa/backends.hpp>
 #include <bsfa/calibration.hpp>
+#include <bsfa/limits.hpp>
+#include <bsfa/text.hpp>
 #include <cstdio>
 #include <exception>
 #include <filesystem>
@@ -60,15 +62,21 @@ std::vector<Sample> read_samples(const CalibrateOptions& options) {
     }
     const auto list = nlohmann::json::parse(text, nullptr, false);
     if (!list.is_array()) {
-      throw Error(ErrorCode::kFormat, "--data: '" + file + "' is not a JSON list");
+      throw Error(ErrorCode::kFormat,
+                  "--data: " + quote(file, kLongestPath) + " is not a JSON list");
     }
     for (std::size_t i = 0; i < list.size(); ++i) {
       const std::string name = file + "[" + std::to_string(i) + "]";
       if (!list[i].is_object() || !list[i].contains("input_text") ||
           !list[i]["input_text"].is_string()) {
-        throw Error(ErrorCode::kFormat, "--data: '" + name + "' has no string \"input_text\"");
+        throw Error(ErrorCode::kFormat,
+                    "--data: " + quote(name, kLongestPath) + " has no string \"input_text\"");
       }
       samples.push_back({name, list[i]["input_text"].get<std::string>()});
+      if (samples.back().text.find('\0') != std::string::npos) {
+        throw Error(ErrorCode::kFormat, "--data: " + quote(name, kLongestPath) +
+                                            " holds a NUL in \"input_text\"; expected text");
+      }
     }
   }
   if (samples.empty()) throw Error(ErrorCode::kInvalidArgument, "--data: no samples in it");
@@ -78,11 +86,27 @@ std::vector<Sample> read_samples(const CalibrateOptions& options) {
   return samples;
 }
 
-// A file that cannot be written at the end is refused before hours of work.
-void check_writable(const char* argument, const std::string& path) {
-  const std::filesystem::path folder = std::filesystem::absolute(path).parent_path();
-  if (!std::filesystem::is_directory(folder)) {
-    throw Error(ErrorCode::kIo, std::string(argument) + ": no folder '" + folder.string() + "'");
+// The results may stand neither in each other's place nor in that of what they are made from.
+void check_outputs(const CalibrateOptions& options) {
+  check_output_path("--out", options.out);
+  if (!options.partial.empty()) {
+    check_output_path("--partial", options.partial);
+    if (same_file(options.out, options.partial)) {
+      throw Error(ErrorCode::kInvalidArgument,
+                  "--partial: " + quote(options.partial, kLongestPath) + " is the file of --out");
+    }
+  }
+  for (const std::string& out : {options.out, options.partial}) {
+    if (out.empty()) continue;
+    std::vector<std::string> inputs = options.data;
+    inputs.push_back(options.model.model);
+    for (const std::string& input : inputs) {
+      if (same_file(out, input)) {
+        throw Error(ErrorCode::kInvalidArgument,
+                    std::string(out == options.out ? "--out" : "--partial") + ": " +
+                        quote(out, kLongestPath) + " is one of the inputs; it would be lost");
+      }
+    }
   }
 }
 
@@ -115,8 +139,8 @@ class Collector {
 
   void end() {
     if (!begun_) {
-      throw Error(ErrorCode::kUnsupported, "sample '" + name_ +
-                                               "': llama.cpp kept all attention to itself (fewer "
+      throw Error(ErrorCode::kUnsupported, "sample " + quote(name_, kLongestPath) +
+                                               ": llama.cpp kept all attention to itself (fewer "
                                                "than 32 tokens, or a model that is not served)");
     }
     calibration_->end_sample();
@@ -194,8 +218,7 @@ void calibrate(CalibrateOptions options) {
     throw Error(ErrorCode::kInvalidArgument, "--recommend is " + std::to_string(options.recommend) +
                                                  ", which is not among --budgets");
   }
-  check_writable("--out", options.out);
-  if (!options.partial.empty()) check_writable("--partial", options.partial);
+  check_outputs(options);
   const std::vector<Sample> samples = read_samples(options);
   const Model model(options.model.model);
   const std::int64_t limit = options.max_tokens != 0 ? options.max_tokens : model.context_length();
@@ -256,8 +279,8 @@ void calibrate(CalibrateOptions options) {
   if (options.json) {
     print_json(report);
   } else {
-    std::cout << options.out << ": " << metadata.num_samples << " samples, " << total << " tokens, "
-              << metadata.budgets.size() << " budgets, up to " << metadata.max_seqlen
+    std::cout << path_text(options.out) << ": " << metadata.num_samples << " samples, " << total
+              << " tokens, " << metadata.budgets.size() << " budgets, up to " << metadata.max_seqlen
               << " tokens\n";
   }
 }
@@ -281,17 +304,17 @@ void add_calibrate(CLI::App& app) {
       ->type_name("FILE");
   verb->add_option("--budgets", options->budgets, "Blocks kept beside the diagonal")
       ->delimiter(',')
-      ->check(CLI::PositiveNumber)
+      ->transform(whole_number(1, kMaxTokens))
       ->capture_default_str();
   verb->add_option("--recommend", options->recommend,
                    "The budget that `bsfa run` takes when none is named")
-      ->check(CLI::PositiveNumber);
+      ->transform(whole_number(1, kMaxTokens));
   verb->add_option("--samples", options->samples, "At most so many samples")
-      ->check(CLI::PositiveNumber)
+      ->transform(whole_number(1, kMaxTokens))
       ->capture_default_str();
   verb->add_option("--max-tokens", options->max_tokens,
                    "Cut samples to so many tokens; default: the model's context")
-      ->check(CLI::PositiveNumber);
+      ->transform(whole_number(1, kMaxTokens));
   verb->add_option("--model-name", options->name,
                    "The model's name in the file; default: the name of the model's file");
   verb->add_option("--partial", options->partial,

@@ -1,6 +1,8 @@
 // bsfa run: a model reads a long prompt and answers, with each way of computing attention in turn.
 
 #include <algorithm>
+#include <bsfa/limits.hpp>
+#include <bsfa/text.hpp>
 #include <bsfa/thresholds.hpp>
 #include <cstdio>
 #include <iostream>
@@ -82,6 +84,7 @@ void print_text(const nlohmann::json& length) {
   for (const auto& contestant : length["contestants"]) {
     std::string answer = trimmed(contestant["answer"].get<std::string>());
     std::replace(answer.begin(), answer.end(), '\n', ' ');
+    answer = printable(answer);  // what a model writes is no more to be trusted than a file
     std::printf("  %-15s %7.2f s %8.2f s (%3.0f %%) %8.2f  %s\n",
                 contestant["name"].get<std::string>().c_str(),
                 contestant["ttft_seconds"].get<double>(),
@@ -128,8 +131,9 @@ void run(const RunOptions& options) {
   std::int64_t budget = options.budget;
   if (budget == 0) {
     if (!table.metadata().recommended_budget) {
-      throw Error(ErrorCode::kInvalidArgument,
-                  "--budget: '" + options.thresholds + "' recommends none; name one");
+      throw Error(
+          ErrorCode::kInvalidArgument,
+          "--budget: " + quote(options.thresholds, kLongestPath) + " recommends none; name one");
     }
     budget = *table.metadata().recommended_budget;
   }
@@ -171,8 +175,9 @@ void run(const RunOptions& options) {
                            {"runs", options.contest.runs},
                            {"lengths", nlohmann::json::array()}};
   if (!options.json) {
-    std::cout << model.description() << ", " << options.model.threads << " threads, budget "
-              << budget << ", attention in " << report["compute"].get<std::string>() << "\n";
+    std::cout << printable(model.description()) << ", " << options.model.threads
+              << " threads, budget " << budget << ", attention in "
+              << report["compute"].get<std::string>() << "\n";
   }
   for (const Prompt& prompt : prompts) {
     const auto results = run_contest(session, model, prompt, contestants, options.contest, true);
@@ -188,7 +193,7 @@ void run(const RunOptions& options) {
     if (!options.json) {
       print_text(length);
       if (options.by_layer) print_layers(length);
-      std::fflush(stdout);
+      check_output();
     }
     report["lengths"].push_back(std::move(length));
   }
@@ -215,7 +220,7 @@ void add_run(CLI::App& app) {
   verb->add_option("--budget", options->budget,
                    "Blocks that a query block keeps beside the diagonal: one of the threshold "
                    "file's; default: the one it recommends")
-      ->check(CLI::PositiveNumber);
+      ->transform(whole_number(1, kMaxTokens));
   verb->add_option("--compare", options->compare,
                    "What runs beside bsfa: stock, dense, sliding_window")
       ->delimiter(',')
@@ -224,15 +229,15 @@ void add_run(CLI::App& app) {
                    "Cut the document so that the prompt has about so many tokens; several lengths "
                    "give several rounds")
       ->delimiter(',')
-      ->check(CLI::PositiveNumber);
+      ->transform(whole_number(1, kMaxTokens));
   verb->add_option("--needle", options->needle,
                    "Plant a pass-key at this fraction of the document and ask for it")
-      ->check(CLI::Range(0.0, 1.0));
+      ->transform(number_between(0, 1));
   verb->add_option("--runs", options->contest.runs, "Timed runs, after one warm-up")
-      ->check(CLI::Range(1, 1000))
+      ->transform(whole_number(1, 1000))
       ->capture_default_str();
   verb->add_option("--answer-tokens", options->contest.answer_tokens, "Longest answer")
-      ->check(CLI::Range(1, 4096))
+      ->transform(whole_number(1, 4096))
       ->capture_default_str();
   verb->add_flag("--exact", options->exact,
                  "Multiply fp16 keys and values exactly instead of rounding to bf16");

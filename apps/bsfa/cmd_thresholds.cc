@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <bsfa/calibration.hpp>
 #include <bsfa/error.hpp>
+#include <bsfa/limits.hpp>
+#include <bsfa/text.hpp>
 #include <bsfa/thresholds.hpp>
 #include <cmath>
 #include <cstdio>
@@ -88,8 +90,12 @@ std::vector<std::int64_t> default_lengths(std::int64_t max_seqlen) {
 }
 
 std::string list_text(const std::vector<std::int64_t>& values) {
+  constexpr std::size_t kShown = 32;
   std::ostringstream text;
-  for (std::size_t n = 0; n < values.size(); ++n) text << (n > 0 ? ", " : "") << values[n];
+  for (std::size_t n = 0; n < std::min(values.size(), kShown); ++n) {
+    text << (n > 0 ? ", " : "") << values[n];
+  }
+  if (values.size() > kShown) text << ", ... (" << values.size() << " in all)";
   return text.str();
 }
 
@@ -134,14 +140,14 @@ nlohmann::json describe(const std::string& path, const Loaded& loaded,
 void print_table(const std::string& path, const Loaded& loaded,
                  const std::vector<std::int64_t>& lengths) {
   const ThresholdMetadata& metadata = loaded.table.metadata();
-  std::cout << path
+  std::cout << path_text(path)
             << (loaded.partial ? " (a partial calibration; `merge` makes thresholds of it)" : "")
-            << "\n  model          " << metadata.model << "\n  made by        " << metadata.producer
-            << "\n  samples        " << metadata.num_samples << ", the longest of "
-            << metadata.max_seqlen << " tokens\n  shape          " << loaded.table.num_layers()
-            << " layers, " << loaded.table.num_heads_q() << " query heads, "
-            << loaded.table.num_q_blocks() << " query blocks\n  gate block     " << metadata.block.q
-            << " queries x " << metadata.block.kv << " keys\n  softmax scale  "
+            << "\n  model          " << printable(metadata.model) << "\n  made by        "
+            << printable(metadata.producer) << "\n  samples        " << metadata.num_samples
+            << ", the longest of " << metadata.max_seqlen << " tokens\n  shape          "
+            << loaded.table.num_layers() << " layers, " << loaded.table.num_heads_q()
+            << " query heads, " << loaded.table.num_q_blocks() << " query blocks\n  gate block     "
+            << metadata.block.q << " queries x " << metadata.block.kv << " keys\n  softmax scale  "
             << metadata.softmax_scale << "\n  recommended    "
             << (metadata.recommended_budget
                     ? "budget " + std::to_string(*metadata.recommended_budget)
@@ -193,23 +199,19 @@ struct MergeOptions {
   bool json = false;
 };
 
-bool same_file(const std::string& a, const std::string& b) {
-  std::error_code ignored;
-  return std::filesystem::equivalent(a, b, ignored);
-}
-
 void merge(const MergeOptions& options) {
+  check_output_path("--out", options.out);
   for (std::size_t n = 0; n < options.parts.size(); ++n) {
     for (std::size_t m = 0; m < n; ++m) {
       if (same_file(options.parts[n], options.parts[m])) {
         throw Error(ErrorCode::kInvalidArgument,
-                    options.parts[n] + " is given twice; its samples would count twice");
+                    path_text(options.parts[n]) + " is given twice; its samples would count twice");
       }
     }
     if (!options.partial && same_file(options.parts[n], options.out)) {
-      throw Error(
-          ErrorCode::kInvalidArgument,
-          "--out " + options.out + " is one of the partial calibrations; its sums would be lost");
+      throw Error(ErrorCode::kInvalidArgument,
+                  "--out " + path_text(options.out) +
+                      " is one of the partial calibrations; its sums would be lost");
     }
   }
   std::optional<Calibration> sum;
@@ -223,7 +225,7 @@ void merge(const MergeOptions& options) {
         sum = std::move(part);
       }
     } catch (const Error& error) {
-      throw Error(error.code(), path + ": " + error.what());
+      throw Error(error.code(), path_text(path) + ": " + error.what());
     }
   }
   ThresholdTable table = sum->finish();
@@ -249,9 +251,10 @@ void merge(const MergeOptions& options) {
                 {"budgets", metadata.budgets}});
     return;
   }
-  std::cout << options.out << ": " << (options.partial ? "partial calibration" : "thresholds")
-            << " from " << metadata.num_samples << " samples in " << options.parts.size()
-            << " files, budgets " << list_text(metadata.budgets) << "\n";
+  std::cout << path_text(options.out) << ": "
+            << (options.partial ? "partial calibration" : "thresholds") << " from "
+            << metadata.num_samples << " samples in " << options.parts.size() << " files, budgets "
+            << list_text(metadata.budgets) << "\n";
 }
 
 struct CheckOptions {
@@ -291,7 +294,7 @@ void check(const CheckOptions& options) {
     print_json({{"file", options.file}, {"ok", true}, {"model", metadata.model}, {"notes", notes}});
     return;
   }
-  std::cout << options.file << ": ok, thresholds of '" << metadata.model << "' ("
+  std::cout << path_text(options.file) << ": ok, thresholds of " << quote(metadata.model) << " ("
             << table.num_layers() << " layers, " << table.num_heads_q() << " query heads), budgets "
             << list_text(metadata.budgets) << "\n";
   for (const std::string& note : notes) std::cout << "  note: " << note << "\n";
@@ -307,7 +310,7 @@ void add_show(CLI::App& parent) {
   verb->add_option("--length", options->lengths,
                    "Prompt lengths in tokens to predict the density for (default: up to the "
                    "calibrated length)")
-      ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 31))
+      ->transform(whole_number(1, std::int64_t{1} << 31))
       ->type_name("N...");
   add_json_flag(*verb, options->json);
   verb->callback([options] { show(*options); });
@@ -331,7 +334,7 @@ void add_merge(CLI::App& parent) {
       ->type_name("NAME");
   verb->add_option("--recommend", options->recommend,
                    "The budget that is used where none is named; one of the file's")
-      ->check(CLI::PositiveNumber)
+      ->transform(whole_number(1, kMaxTokens))
       ->type_name("N");
   add_json_flag(*verb, options->json);
   verb->callback([options] { merge(*options); });
@@ -345,12 +348,19 @@ void add_check(CLI::App& parent) {
   verb->add_option("--model", options->model,
                    "A GGUF file whose layers, heads and softmax scale must match")
       ->type_name("FILE");
-  verb->add_option("--layers", options->num_layers, "Layers the model must have")->type_name("N");
+  verb->add_option("--layers", options->num_layers, "Layers the model must have")
+      ->transform(whole_number(1, kMaxLayers))
+      ->type_name("N");
   verb->add_option("--heads", options->num_heads_q, "Query heads the model must have")
+      ->transform(whole_number(1, kMaxHeads))
       ->type_name("N");
   verb->add_option("--softmax-scale", options->softmax_scale, "The model's softmax scale")
+      ->transform(
+          number_between(std::numeric_limits<float>::min(), std::numeric_limits<float>::max()))
       ->type_name("X");
-  verb->add_option("--budget", options->budget, "A budget that the file must have")->type_name("N");
+  verb->add_option("--budget", options->budget, "A budget that the file must have")
+      ->transform(whole_number(1, kMaxTokens))
+      ->type_name("N");
   add_json_flag(*verb, options->json);
   verb->callback([options] { check(*options); });
 }

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
+#include <cstdint>
 #include <nlohmann/json.hpp>
 #include <string>
 
@@ -23,8 +24,24 @@ void add_json_flag(CLI::App& verb, bool& json);
 
 void print_json(const nlohmann::json& value);
 
-// A text file as a string; throws Error (kIo) naming `argument` and the path.
+// What is on its way to stdout, written. Throws Error (kIo) if it cannot be, now or before: a
+// result that nobody got is a failure.
+void check_output();
+
+// A text file as a string; throws Error naming `argument` and the path (kIo: it cannot be read;
+// kFormat: it holds a NUL, at which llama.cpp's interfaces would end it).
 std::string read_text_file(const std::string& argument, const std::string& path);
+
+// A file that cannot be written at the end is refused before hours of work: throws Error (kIo).
+void check_output_path(const std::string& argument, const std::string& path);
+
+// Whether two names, of files that need not exist yet, are those of one file.
+bool same_file(const std::string& a, const std::string& b);
+
+// What a numeric option accepts, the whole of its text: no number that wraps around or stops at the
+// largest there is, no "nan". To be given to `transform`, since CLI11 would read 010 as eight.
+CLI::Validator whole_number(std::int64_t least, std::int64_t most);
+CLI::Validator number_between(double least, double most);
 
 // Progress of long work on stderr: a bar on a terminal, nothing elsewhere.
 class Progress {

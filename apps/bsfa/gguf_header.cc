@@ -1,11 +1,14 @@
 #include "gguf_header.hpp"
 
+#include <algorithm>
 #include <bsfa/error.hpp>
+#include <bsfa/text.hpp>
 #include <cerrno>
 #include <cmath>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <limits>
 #include <map>
 #include <optional>
 #include <vector>
@@ -40,8 +43,8 @@ class GgufReader {
     std::error_code error;
     size_ = std::filesystem::file_size(path, error);
     if (!file_ || error) {
-      throw Error(ErrorCode::kIo,
-                  path + ": cannot be read: " + (error ? error.message() : std::strerror(errno)));
+      throw Error(ErrorCode::kIo, path_text(path) + ": cannot be read: " +
+                                      (error ? error.message() : std::strerror(errno)));
     }
   }
 
@@ -73,15 +76,16 @@ class GgufReader {
 
   std::int64_t required_count(const std::string& key) const {
     const std::optional<double> value = number(key);
-    if (!value) refuse("has no field '" + key + "', or one that differs from layer to layer");
+    if (!value) refuse("has no field " + quote(key) + ", or one that differs from layer to layer");
     if (!(*value >= 1 && *value <= 1e9)) {
-      refuse("has the field '" + key + "' = " + std::to_string(*value) + "; expected 1 or more");
+      refuse("has the field " + quote(key) + " = " + std::to_string(*value) +
+             "; expected 1 or more");
     }
     return static_cast<std::int64_t>(*value);
   }
 
   [[noreturn]] void refuse(const std::string& what) const {
-    throw Error(ErrorCode::kFormat, path_ + ": " + what);
+    throw Error(ErrorCode::kFormat, path_text(path_) + ": " + what);
   }
 
  private:
@@ -220,7 +224,9 @@ GgufShape read_gguf_shape(const std::string& path) {
   if (context >= 1 && context <= 1e12) shape.context_length = static_cast<std::int64_t>(context);
   const double scale = reader.number(key("attention.scale")).value_or(0);
   shape.softmax_scale =
-      scale > 0 ? static_cast<float>(scale) : 1.0f / std::sqrt(static_cast<float>(shape.head_dim));
+      scale >= std::numeric_limits<float>::min() && scale <= std::numeric_limits<float>::max()
+          ? static_cast<float>(scale)
+          : 1.0f / std::sqrt(static_cast<float>(shape.head_dim));
   return shape;
 }
 

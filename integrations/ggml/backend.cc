@@ -6,6 +6,8 @@
 
 #include <algorithm>
 #include <bsfa/backends.hpp>
+#include <bsfa/error.hpp>
+#include <bsfa/text.hpp>
 #include <cstdio>
 #include <cstring>
 #include <exception>
@@ -27,12 +29,16 @@ namespace {
 // -----------------------------------------------------------------------------
 
 int api_configure(const bsfa_ggml_config* config, char* error, size_t error_size) {
+  if (error == nullptr) error_size = 0;
   try {
+    if (config == nullptr) throw Error(ErrorCode::kInvalidArgument, "config is null");
     publish_settings(settings_from_config(*config, *current_settings()));
     if (error_size > 0) error[0] = '\0';
     return 0;
   } catch (const std::exception& failure) {
-    if (error_size > 0) std::snprintf(error, error_size, "%s", failure.what());
+    if (error_size > 0) {  // cut between characters, if at all
+      std::snprintf(error, error_size, "%s", printable(failure.what(), error_size - 1).c_str());
+    }
     return -1;
   }
 }
@@ -41,13 +47,17 @@ void api_reset_stats() { Stats::instance().reset(); }
 
 size_t api_layer_stats(bsfa_ggml_layer_stats* entries, size_t capacity) {
   const auto layers = Stats::instance().layers();
-  std::copy_n(layers.begin(), std::min(capacity, layers.size()), entries);
+  if (entries != nullptr) {
+    std::copy_n(layers.begin(), std::min(capacity, layers.size()), entries);
+  }
   return layers.size();
 }
 
 size_t api_declined(bsfa_ggml_decline* entries, size_t capacity) {
   const auto declined = Stats::instance().declined();
-  std::copy_n(declined.begin(), std::min(capacity, declined.size()), entries);
+  if (entries != nullptr) {
+    std::copy_n(declined.begin(), std::min(capacity, declined.size()), entries);
+  }
   return declined.size();
 }
 
@@ -92,8 +102,9 @@ ggml_status backend_graph_compute(ggml_backend_t backend, ggml_cgraph* graph) {
     }
     return GGML_STATUS_SUCCESS;
   } catch (const std::exception& failure) {
-    Stats::instance().set_error(failure.what());
-    std::fprintf(stderr, "bsfa: error: %s\n", failure.what());
+    const std::string message = printable(failure.what());
+    Stats::instance().set_error(message);
+    std::fprintf(stderr, "bsfa: error: %s\n", message.c_str());
     return GGML_STATUS_FAILED;
   }
 }
@@ -152,7 +163,7 @@ bool device_supports_op(ggml_backend_dev_t, const ggml_tensor* node) {
     if (reason != Decline::kNone) Stats::instance().add_decline(reason);
     return reason == Decline::kNone;
   } catch (const std::exception& failure) {  // out of memory: leave it to llama.cpp, and say so
-    Stats::instance().set_error(failure.what());
+    Stats::instance().set_error(printable(failure.what()));
     return false;
   }
 }
@@ -202,7 +213,7 @@ extern "C" __attribute__((visibility("default"))) ggml_backend_reg_t ggml_backen
   try {
     publish_settings(settings_from_environment());
   } catch (const std::exception& failure) {
-    std::fprintf(stderr, "bsfa: not loaded: %s\n", failure.what());
+    std::fprintf(stderr, "bsfa: not loaded: %s\n", bsfa::printable(failure.what()).c_str());
     return nullptr;
   }
   static ggml_backend_reg registry = [] {

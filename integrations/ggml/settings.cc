@@ -1,7 +1,10 @@
 #include "settings.hpp"
 
+#include <bsfa/attention.hpp>
 #include <bsfa/backends.hpp>
 #include <bsfa/error.hpp>
+#include <bsfa/limits.hpp>
+#include <bsfa/text.hpp>
 #include <charconv>
 #include <cstdlib>
 #include <cstring>
@@ -20,16 +23,29 @@ std::string environment(const char* name) {
   throw Error(ErrorCode::kInvalidArgument, message);
 }
 
-std::int64_t environment_integer(const char* name, std::int64_t least) {
+// 0 where it is not set.
+std::int64_t environment_integer(const char* name, std::int64_t least, std::int64_t most) {
   const std::string text = environment(name);
   if (text.empty()) return 0;
   std::int64_t value = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc() || end != text.data() + text.size() || value < least) {
-    refuse(std::string(name) + " is '" + text + "'; accepted: an integer, at least " +
-           std::to_string(least));
+  if (error != std::errc() || end != text.data() + text.size() || value < least || value > most) {
+    refuse(std::string(name) + " is " + quote(text) + "; accepted: an integer, " +
+           std::to_string(least) + " to " + std::to_string(most));
   }
   return value;
+}
+
+// What no call can be served with, whatever its shape, such as a BSFA_CPU_ISA that is not one.
+// Found out now, it is reported as what it is, and not as a shape that nobody serves.
+void check_that_calls_can_be_served(const Settings& settings) {
+  alignas(16) static constexpr float kNothing[8] = {};
+  AttentionParams params;
+  params.q = params.k = params.v = contiguous<const void*>(kNothing, DType::kFloat32, 1, 1, 1, 8);
+  params.out = contiguous<void*>(const_cast<float*>(kNothing), DType::kFloat32, 1, 1, 1, 8);
+  params.backend = settings.backend;
+  const AttentionPlan plan = plan_attention(params);  // writes nothing
+  if (!plan.status.ok()) throw Error(plan.status);
 }
 
 // What holds however the settings came.
@@ -42,14 +58,14 @@ void finish(Settings& settings, const std::string& thresholds) {
       known = known || info.name == settings.backend;
       names += (names.empty() ? "" : ", ") + info.name;
     }
-    if (!known) refuse("backend is '" + settings.backend + "'; accepted here: " + names);
+    if (!known) refuse("backend is " + quote(settings.backend) + "; accepted here: " + names);
   }
   if (settings.mode == BSFA_GGML_THRESHOLD) {
     if (thresholds.empty()) refuse("mode threshold needs a threshold file (BSFA_THRESHOLDS)");
     auto table = std::make_shared<const ThresholdTable>(ThresholdTable::load(thresholds));
     if (settings.budget == 0) {
       if (!table->metadata().recommended_budget) {
-        refuse("'" + thresholds + "' recommends no budget: name one (BSFA_BUDGET)");
+        refuse(quote(thresholds, kLongestPath) + " recommends no budget: name one (BSFA_BUDGET)");
       }
       settings.budget = *table->metadata().recommended_budget;
     }
@@ -58,10 +74,15 @@ void finish(Settings& settings, const std::string& thresholds) {
   } else if (!thresholds.empty()) {
     refuse("a threshold file is given, but the mode is not threshold: it would be ignored");
   }
-  if (settings.budget < 0)
-    refuse("budget is " + std::to_string(settings.budget) + "; accepted: 0 or more");
+  if (settings.budget < 0 || settings.budget > kMaxTokens) {
+    refuse("budget is " + std::to_string(settings.budget) + "; accepted: 0 to " +
+           std::to_string(kMaxTokens));
+  }
   if (settings.mode == BSFA_GGML_CALIBRATE && settings.block_max == nullptr) {
     refuse("mode calibrate needs a callback for the block maxima");
+  }
+  if (settings.mode != BSFA_GGML_OFF && settings.mode != BSFA_GGML_HOST) {
+    check_that_calls_can_be_served(settings);
   }
 }
 
@@ -89,17 +110,18 @@ Settings settings_from_environment() {
     known = true;
   }
   if (!known) {
-    refuse("BSFA_MODE is '" + mode + "'; accepted: off, host, dense, threshold, sliding_window");
+    refuse("BSFA_MODE is " + quote(mode) +
+           "; accepted: off, host, dense, threshold, sliding_window");
   }
   const std::string compute = environment("BSFA_COMPUTE");
   if (compute == "exact") {
     settings.compute = BSFA_GGML_EXACT;
   } else if (!compute.empty() && compute != "bf16") {
-    refuse("BSFA_COMPUTE is '" + compute + "'; accepted: bf16, exact");
+    refuse("BSFA_COMPUTE is " + quote(compute) + "; accepted: bf16, exact");
   }
-  settings.budget = environment_integer("BSFA_BUDGET", 0);
-  settings.num_threads = static_cast<int>(environment_integer("BSFA_NUM_THREADS", 1));
-  settings.print_stats = environment_integer("BSFA_STATS", 0) != 0;
+  settings.budget = environment_integer("BSFA_BUDGET", 0, kMaxTokens);
+  settings.num_threads = static_cast<int>(environment_integer("BSFA_NUM_THREADS", 1, kMaxWorkers));
+  settings.print_stats = environment_integer("BSFA_STATS", 0, 1) != 0;
   settings.backend = environment("BSFA_BACKEND");
   finish(settings, thresholds);
   return settings;

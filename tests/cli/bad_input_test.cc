@@ -34,6 +34,10 @@ TEST_P(BadInput, IsRefused) {
   std::ofstream(directory / "object.json") << R"({"input_text": "not a list"})";
   std::ofstream(directory / "broken") << "not a threshold file";
   std::filesystem::create_directory(directory / "empty");
+  std::ofstream(directory / "nul") << "Once upon" << '\0' << " a time.";
+  std::ofstream(directory / "nul.json") << R"([{"input_text": "Once\u0000upon a time."}])";
+  std::ofstream(directory / "\x1b]0;x\x07") << "a name that a terminal acts upon";
+  std::filesystem::create_symlink(directory / "text", directory / "link");
   ThresholdTable({{4, 8}, {128, 64}, 0.125F, 256, "tiny", 1, "test", {}}, 2, 3, 2,
                  std::vector<float>(2 * 2 * 3 * 2, 0.0F))
       .save(directory / "thresholds");
@@ -43,15 +47,21 @@ TEST_P(BadInput, IsRefused) {
   }
 
   std::string arguments = GetParam().arguments;
+  std::string folder = directory / "";
+  while (folder.ends_with('/')) folder.pop_back();
   for (std::size_t at; (at = arguments.find("TMP")) != std::string::npos;) {
-    std::string folder = directory / "";
-    while (folder.ends_with('/')) folder.pop_back();
     arguments.replace(at, 3, folder);
+  }
+  std::string message = GetParam().message;
+  if (const std::size_t at = message.find("TMP"); at != std::string::npos) {
+    message.replace(at, 3, folder);
   }
   const ProgramRun run = run_program(arguments);
   EXPECT_EQ(run.exit_code, GetParam().exit_code) << run.err;
-  EXPECT_NE(run.err.find(GetParam().message), std::string::npos) << run.err;
+  EXPECT_NE(run.err.find(message), std::string::npos) << run.err;
   EXPECT_EQ(run.out, "");
+  EXPECT_EQ(run.err.find('\x1b'), std::string::npos) << "an escape sequence on the terminal";
+  EXPECT_LT(run.err.size(), 5000U);
   for (const auto& entry : std::filesystem::directory_iterator(directory / "")) {
     files -= entry.exists() ? 1 : 0;
   }
@@ -79,6 +89,68 @@ const Case kCases[] = {
      "--budget"},
     {"NoRuns", std::string(kRun) + "--thresholds TMP/thresholds --runs 0", 2, "--runs"},
     {"NoThreads", std::string(kRun) + "--thresholds TMP/thresholds --threads 0", 2, "--threads"},
+    {"NeedleNan", std::string(kRun) + "--thresholds TMP/thresholds --needle nan", 2,
+     "--needle: 'nan'; accepted: a number, 0 to 1"},
+    {"NeedleInf", std::string(kRun) + "--thresholds TMP/thresholds --needle=-inf", 2, "--needle"},
+    {"NeedleAndMore", std::string(kRun) + "--thresholds TMP/thresholds --needle 0.5x", 2,
+     "--needle"},
+    {"BudgetThatSaturates",
+     std::string(kRun) + "--thresholds TMP/thresholds --budget 9223372036854775808", 2,
+     "--budget: '9223372036854775808'; accepted: a whole number"},
+    {"TokensThatWrap",
+     std::string(kRun) + "--thresholds TMP/thresholds --prompt-tokens 300,18446744073709551617", 2,
+     "--prompt-tokens: '18446744073709551617'; accepted"},
+    {"RunsThatWrap", std::string(kRun) + "--thresholds TMP/thresholds --runs 4294967297", 2,
+     "--runs"},
+    {"AnswerThatWraps",
+     std::string(kRun) + "--thresholds TMP/thresholds --answer-tokens 4294967297", 2,
+     "--answer-tokens"},
+    {"ThreadsThatWrap", std::string(kRun) + "--thresholds TMP/thresholds --threads 4294967297", 2,
+     "--threads: '4294967297'; accepted: a whole number, 1 to 1024"},
+    {"NotWhole", std::string(kRun) + "--thresholds TMP/thresholds --budget 4.5", 2, "--budget"},
+    {"PromptWithNul",
+     "run --model TMP/model.gguf --prompt-file TMP/nul --thresholds TMP/thresholds", 2,
+     "holds a NUL at byte 9; expected text"},
+    {"NeedlePromptWithNul",
+     "bench needle --model TMP/model.gguf --prompt-file TMP/nul --thresholds TMP/thresholds", 2,
+     "holds a NUL at byte 9"},
+    {"LogitsPromptWithNul", "bench logits --model TMP/model.gguf --prompt-file TMP/nul", 2,
+     "holds a NUL at byte 9"},
+    {"DataWithNul", "calibrate --model TMP/model.gguf --data TMP/nul --out TMP/out", 2,
+     "holds a NUL at byte 9"},
+    {"JsonWithNul", "calibrate --model TMP/model.gguf --data TMP/nul.json --out TMP/out", 2,
+     "nul.json[0]' holds a NUL in \"input_text\""},
+    {"NameForATerminal", std::string(kRun) + "--thresholds \"$(printf 'TMP/\\033]0;x\\007')\"", 2,
+     "\\x1b]0;x\\x07"},
+    {"OptionForATerminal",
+     std::string(kRun) + "--thresholds TMP/thresholds \"$(printf -- '--\\033[2J')\"", 2,
+     "--\\x1b[2J"},
+    {"VerbForATerminal", "\"$(printf 'fly\\033[2J')\"", 2, "no verb 'fly\\x1b[2J'"},
+    {"LongName", std::string(kRun) + "--thresholds " + std::string(100000, 'x'), 1, "xxx..."},
+    {"CalibrateIntoAFolder", std::string(kCalibrate) + "--out TMP/empty", 1,
+     "--out: 'TMP/empty' is a directory; expected the name of a file"},
+    {"CalibrateIntoADevice", std::string(kCalibrate) + "--out /dev/null", 1,
+     "--out: '/dev/null' is not a regular file"},
+    {"CalibrateIntoNothing", std::string(kCalibrate) + "--out ''", 1, "--out: ''"},
+    {"CalibratePartialIntoAFolder", std::string(kCalibrate) + "--out TMP/out --partial TMP/empty",
+     1, "--partial: 'TMP/empty' is a directory"},
+    {"CalibrateIntoOneFileTwice",
+     std::string(kCalibrate) + "--out TMP/out --partial TMP/empty/../out", 2,
+     "--partial: 'TMP/empty/../out' is the file of --out"},
+    {"CalibrateIntoItsData", std::string(kCalibrate) + "--out TMP/text", 2,
+     "--out: 'TMP/text' is one of the inputs"},
+    {"CalibrateIntoItsDataByALink", std::string(kCalibrate) + "--out TMP/link", 2,
+     "--out: 'TMP/link' is one of the inputs"},
+    {"CalibrateIntoItsModel", std::string(kCalibrate) + "--out TMP/o --partial TMP/model.gguf", 2,
+     "--partial: 'TMP/model.gguf' is one of the inputs"},
+    {"CalibrateBudgetThatSaturates",
+     std::string(kCalibrate) + "--out TMP/out --budgets 4,9223372036854775808", 2,
+     "--budgets: '9223372036854775808'; accepted: a whole number, 1 to 536870912"},
+    {"CalibrateSamplesThatWrap",
+     std::string(kCalibrate) + "--out TMP/out --samples 18446744073709551617", 2, "--samples"},
+    {"CalibrateTokensThatWrap",
+     std::string(kCalibrate) + "--out TMP/out --max-tokens 18446744073709551617", 2,
+     "--max-tokens"},
     {"CalibrateWithoutOut", kCalibrate, 2, "--out"},
     {"CalibrateIntoNoFolder", std::string(kCalibrate) + "--out TMP/none/out", 1, "--out"},
     {"CalibratePartialIntoNoFolder",

@@ -198,8 +198,24 @@ TEST_F(CliModel, NoRoomForTheOutputLeavesNothing) {
   EXPECT_EQ(read_bytes(out), "before");
 }
 
+TEST_F(CliModel, ResultsThatCannotBeWrittenAreAFailure) {
+  for (const std::string& verb :
+       {"run" + kModel + kPrompt + " --thresholds " + thresholds() +
+            " --prompt-tokens 300 --runs 1 --answer-tokens 1 --compare dense",
+        "bench logits" + kModel + kPrompt + " --tokens 64 --json"}) {
+    const std::string command = "'" BSFA_PROGRAM "' " + verb + " 2>&1 >/dev/full";
+    FILE* pipe = popen(command.c_str(), "r");
+    ASSERT_NE(pipe, nullptr);
+    std::string text;
+    for (int c; (c = std::fgetc(pipe)) != EOF;) text.push_back(static_cast<char>(c));
+    EXPECT_EQ(WEXITSTATUS(pclose(pipe)), 1) << verb;
+    EXPECT_NE(text.find("standard output cannot be written"), std::string::npos) << text;
+  }
+}
+
 TEST_F(CliModel, AModuleThatIsMisconfiguredIsNotLoaded) {
-  for (const char* setting : {"BSFA_MODE=sparse", "BSFA_COMPUTE=fp8", "BSFA_THRESHOLDS=/none"}) {
+  for (const char* setting : {"BSFA_MODE=sparse", "BSFA_COMPUTE=fp8", "BSFA_THRESHOLDS=/none",
+                              "BSFA_NUM_THREADS=4294967297", "BSFA_CPU_ISA=avx215"}) {
     const auto [code, text] =
         run_with(std::string("env ") + setting, "bench logits" + kModel + kPrompt + " --tokens 64");
     EXPECT_EQ(code, 1) << setting;

@@ -25,11 +25,5 @@ TEST(CliInfo, NamesEveryBackend) {
   EXPECT_FALSE(parsed["build"]["compiler"].get<std::string>().empty());
 }
 
-TEST(CliInfo, AFullOutputIsAFailure) {
-  const int status = std::system("'" BSFA_PROGRAM "' info > /dev/full 2> /dev/null");
-  ASSERT_TRUE(WIFEXITED(status));
-  EXPECT_EQ(WEXITSTATUS(status), 1);
-}
-
 }  // namespace
 }  // namespace bsfa::test

@@ -22,7 +22,7 @@ class SettingsTest : public testing::Test {
 
   static void clear() {
     for (const char* name : {"BSFA_MODE", "BSFA_COMPUTE", "BSFA_BUDGET", "BSFA_THRESHOLDS",
-                             "BSFA_NUM_THREADS", "BSFA_STATS", "BSFA_BACKEND"}) {
+                             "BSFA_NUM_THREADS", "BSFA_STATS", "BSFA_BACKEND", "BSFA_CPU_ISA"}) {
       unsetenv(name);
     }
   }
@@ -76,9 +76,21 @@ TEST_F(SettingsTest, AThresholdFileMeansTheThresholdPolicy) {
 
 TEST_F(SettingsTest, RefusalsNameTheVariable) {
   const std::pair<const char*, const char*> cases[] = {
-      {"BSFA_MODE", "sparse"},     {"BSFA_COMPUTE", "fp8"},    {"BSFA_BUDGET", "many"},
-      {"BSFA_BUDGET", "-1"},       {"BSFA_BUDGET", "4x"},      {"BSFA_NUM_THREADS", "0"},
-      {"BSFA_NUM_THREADS", "two"}, {"BSFA_BACKEND", "abacus"},
+      {"BSFA_MODE", "sparse"},
+      {"BSFA_COMPUTE", "fp8"},
+      {"BSFA_BUDGET", "many"},
+      {"BSFA_BUDGET", "-1"},
+      {"BSFA_BUDGET", "4x"},
+      {"BSFA_NUM_THREADS", "0"},
+      {"BSFA_NUM_THREADS", "two"},
+      {"BSFA_BACKEND", "abacus"},
+      {"BSFA_NUM_THREADS", "4294967297"},
+      {"BSFA_NUM_THREADS", "4097"},
+      {"BSFA_BUDGET", "9223372036854775808"},
+      {"BSFA_BUDGET", "536870913"},
+      {"BSFA_STATS", "18446744073709551617"},
+      {"BSFA_STATS", "2"},
+      {"BSFA_CPU_ISA", "sse9"},
   };
   for (const auto& [name, value] : cases) {
     clear();
@@ -87,6 +99,26 @@ TEST_F(SettingsTest, RefusalsNameTheVariable) {
     EXPECT_NE(message.find(value), std::string::npos) << name << ": " << message;
     EXPECT_NE(message.find("accepted"), std::string::npos) << name << ": " << message;
   }
+}
+
+// A name that is misspelt is no shape that nobody serves; where nothing is computed here it is none
+// of the module's business.
+TEST_F(SettingsTest, AnInstructionSetThatIsNoneIsSaidToBeNone) {
+  setenv("BSFA_CPU_ISA", "avx215", 1);
+  EXPECT_NE(refusal().find("BSFA_CPU_ISA is 'avx215'; accepted here: baseline"), std::string::npos)
+      << refusal();
+  setenv("BSFA_MODE", "off", 1);
+  EXPECT_EQ(refusal(), "");
+  bsfa_ggml_config config{};
+  config.mode = BSFA_GGML_DENSE;
+  EXPECT_THROW(settings_from_config(config, {}), Error);
+}
+
+TEST_F(SettingsTest, WhatTheEnvironmentHoldsIsNotPrintedAsItIs) {
+  setenv("BSFA_MODE", "\x1b[2J\xff", 1);
+  EXPECT_EQ(refusal().rfind("BSFA_MODE is '\\x1b[2J\\xff'; accepted", 0), 0u) << refusal();
+  setenv("BSFA_MODE", std::string(100000, 'x').c_str(), 1);
+  EXPECT_LT(refusal().size(), 300u);
 }
 
 TEST_F(SettingsTest, ThresholdsAreNeverIgnored) {

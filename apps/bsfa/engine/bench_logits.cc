@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bsfa/error.hpp>
+#include <bsfa/limits.hpp>
 #include <cmath>
 #include <cstdio>
 #include <memory>
@@ -149,7 +150,7 @@ void add_bench_logits(CLI::App& bench) {
       ->required()
       ->type_name("FILE");
   logits_verb->add_option("--tokens", logits_options->tokens, "So many tokens of it")
-      ->check(CLI::PositiveNumber)
+      ->transform(whole_number(1, kMaxTokens))
       ->capture_default_str();
   add_json_flag(*logits_verb, logits_options->json);
   logits_verb->callback([logits_options] { logits(*logits_options); });

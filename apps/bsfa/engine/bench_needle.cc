@@ -1,6 +1,8 @@
 // bsfa bench needle: do the answers stay?
 
 #include <bsfa/error.hpp>
+#include <bsfa/limits.hpp>
+#include <bsfa/text.hpp>
 #include <bsfa/thresholds.hpp>
 #include <cstdio>
 #include <memory>
@@ -35,8 +37,9 @@ void needle(const NeedleOptions& options) {
     budgets.push_back(*table.metadata().recommended_budget);
   }
   if (budgets.empty()) {
-    throw Error(ErrorCode::kInvalidArgument,
-                "--budget: '" + options.thresholds + "' recommends none; name one");
+    throw Error(
+        ErrorCode::kInvalidArgument,
+        "--budget: " + quote(options.thresholds, kLongestPath) + " recommends none; name one");
   }
   std::vector<Contestant> contestants{make_contestant("dense", "", 0, false)};
   for (const std::int64_t budget : budgets) {
@@ -127,12 +130,12 @@ void add_bench_needle(CLI::App& bench) {
       ->add_option("--budget", needle_options->budgets,
                    "One or more of the file's budgets; default: the recommended one")
       ->delimiter(',')
-      ->check(CLI::PositiveNumber);
+      ->transform(whole_number(1, kMaxTokens));
   needle_verb->add_option("--prompt-tokens", needle_options->prompt_tokens, "Length of the prompt")
-      ->check(CLI::PositiveNumber)
+      ->transform(whole_number(1, kMaxTokens))
       ->capture_default_str();
   needle_verb->add_option("--depths", needle_options->depths, "How many depths, evenly spread")
-      ->check(CLI::Range(1, 1000))
+      ->transform(whole_number(1, 1000))
       ->capture_default_str();
   add_json_flag(*needle_verb, needle_options->json);
   needle_verb->callback([needle_options] { needle(*needle_options); });

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bsfa/error.hpp>
+#include <bsfa/text.hpp>
 #include <chrono>
 
 #include "command.hpp"
@@ -68,7 +69,7 @@ Contestant make_contestant(const std::string& name, const std::string& threshold
     contestant.config.budget = budget;
   } else {
     throw Error(ErrorCode::kInvalidArgument,
-                "--compare: '" + name + "'; accepted: stock, dense, sliding_window");
+                "--compare: " + quote(name) + "; accepted: stock, dense, sliding_window");
   }
   return contestant;
 }

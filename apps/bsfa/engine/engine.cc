@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <bsfa/error.hpp>
+#include <bsfa/text.hpp>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
@@ -37,7 +38,7 @@ Model::Model(const std::string& path) : path_(path) {
   start_llama();
   std::error_code error;
   if (!std::filesystem::is_regular_file(path, error)) {
-    throw Error(ErrorCode::kIo, "--model: no file '" + path + "'");
+    throw Error(ErrorCode::kIo, "--model: no file " + quote(path, kLongestPath));
   }
   llama_model_params params = llama_model_default_params();
   params.n_gpu_layers = 0;
@@ -45,8 +46,8 @@ Model::Model(const std::string& path) : path_(path) {
   if (model_ == nullptr) {
     while (!last_llama_error.empty() && last_llama_error.back() == '\n')
       last_llama_error.pop_back();
-    throw Error(ErrorCode::kFormat, "--model: llama.cpp cannot load '" + path +
-                                        "' (expected a complete GGUF file): " + last_llama_error);
+    throw Error(ErrorCode::kFormat, "--model: llama.cpp cannot load " + quote(path, kLongestPath) +
+                                        " (expected a complete GGUF file): " + last_llama_error);
   }
 }
 
@@ -66,6 +67,10 @@ std::int64_t Model::vocabulary_size() const {
 
 std::vector<llama_token> Model::tokenize(const std::string& text, bool special) const {
   const llama_vocab* vocab = llama_model_get_vocab(model_.get());
+  if (text.size() > std::size_t{1} << 30) {
+    throw Error(ErrorCode::kInvalidArgument, "the text has " + std::to_string(text.size()) +
+                                                 " bytes; llama.cpp takes up to 2^30");
+  }
   std::vector<llama_token> tokens(text.size() + 8);
   const std::int32_t count =
       llama_tokenize(vocab, text.data(), static_cast<std::int32_t>(text.size()), tokens.data(),
@@ -93,13 +98,16 @@ bool Model::ends_generation(llama_token token) const {
 std::string Model::chat_prompt(const std::string& message) const {
   const char* format = llama_model_chat_template(model_.get(), nullptr);
   if (format == nullptr) return message;
+  if (message.find('\0') != std::string::npos) {
+    throw Error(ErrorCode::kInvalidArgument, "the prompt holds a NUL; expected text");
+  }
   const llama_chat_message chat{"user", message.c_str()};
   std::string text(message.size() + 1024, '\0');
   const std::int32_t size = llama_chat_apply_template(format, &chat, 1, true, text.data(),
                                                       static_cast<std::int32_t>(text.size()));
   if (size < 0 || static_cast<std::size_t>(size) > text.size()) {
-    throw Error(ErrorCode::kUnsupported,
-                "--model: llama.cpp does not know the chat template of '" + path_ + "'");
+    throw Error(ErrorCode::kUnsupported, "--model: llama.cpp does not know the chat template of " +
+                                             quote(path_, kLongestPath));
   }
   text.resize(static_cast<std::size_t>(size));
   return text;

@@ -3,6 +3,7 @@
 #include <ggml-backend.h>
 
 #include <bsfa/error.hpp>
+#include <bsfa/text.hpp>
 #include <cstdlib>
 #include <filesystem>
 
@@ -20,7 +21,8 @@ std::string find_module() {
        {here, here / "../lib", here / "../lib64", here / "../../integrations/ggml"}) {
     if (fs::exists(folder / kFile)) return fs::weakly_canonical(folder / kFile);
   }
-  throw Error(ErrorCode::kIo, std::string("cannot find ") + kFile + " beside " + here.string() +
+  throw Error(ErrorCode::kIo, std::string("cannot find ") + kFile + " beside " +
+                                  path_text(here.string()) +
                                   " or in ../lib; set BSFA_GGML_MODULE to its path");
 }
 
@@ -34,14 +36,15 @@ Module& Module::instance() {
 Module::Module() : path_(find_module()) {
   ggml_backend_reg_t reg = ggml_backend_load(path_.c_str());
   if (reg == nullptr) {
-    throw Error(ErrorCode::kRuntime, "cannot load '" + path_ + "' (the reason is above)");
+    throw Error(ErrorCode::kRuntime,
+                "cannot load " + quote(path_, kLongestPath) + " (the reason is above)");
   }
   using Get = const bsfa_ggml_api* (*)();
   const auto get =
       reinterpret_cast<Get>(ggml_backend_reg_get_proc_address(reg, BSFA_GGML_API_NAME));
   if (get != nullptr) api_ = get();
   if (api_ == nullptr || api_->version != BSFA_GGML_API_VERSION) {
-    throw Error(ErrorCode::kRuntime, "'" + path_ + "' has interface version " +
+    throw Error(ErrorCode::kRuntime, quote(path_, kLongestPath) + " has interface version " +
                                          std::to_string(api_ == nullptr ? 0 : api_->version) +
                                          "; this program needs " +
                                          std::to_string(BSFA_GGML_API_VERSION));

@@ -1,8 +1,11 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <string>
 #include <thread>
+
+#include "command.hpp"
 
 namespace bsfa::cli {
 
@@ -15,9 +18,9 @@ struct ModelOptions {
     verb.add_option("--model", model, "The model: a GGUF file that llama.cpp runs")
         ->required()
         ->type_name("FILE");
-    threads = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
+    threads = static_cast<int>(std::clamp(std::thread::hardware_concurrency(), 1U, 1024U));
     verb.add_option("--threads", threads, "CPU threads")
-        ->check(CLI::Range(1, 1024))
+        ->transform(whole_number(1, 1024))
         ->capture_default_str();
   }
 };

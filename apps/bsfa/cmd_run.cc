@@ -178,6 +178,7 @@ void run(const RunOptions& options) {
     std::cout << printable(model.description()) << ", " << options.model.threads
               << " threads, budget " << budget << ", attention in "
               << report["compute"].get<std::string>() << "\n";
+    check_output();  // before the long part
   }
   for (const Prompt& prompt : prompts) {
     const auto results = run_contest(session, model, prompt, contestants, options.contest, true);

@@ -67,8 +67,9 @@ void check_output_path(const std::string& argument, const std::string& path) {
   if (error && status.type() != fs::file_type::not_found) refuse("cannot be: " + error.message());
   if (fs::path(path).filename().empty()) refuse("is no name of a file");
   // Where a link leads, the file is written beside its target.
-  fs::path target = fs::weakly_canonical(path, error);
-  if (error) target = fs::absolute(path);
+  const fs::path absolute = fs::absolute(path, error);
+  fs::path target = fs::weakly_canonical(absolute, error);
+  if (error) target = absolute;
   const fs::path folder = target.parent_path();
   if (!fs::is_directory(folder, error)) {
     refuse("cannot be written: there is no folder " + quote(folder.string(), kLongestPath));
@@ -83,9 +84,9 @@ bool same_file(const std::string& a, const std::string& b) {
   namespace fs = std::filesystem;
   std::error_code error;
   if (fs::equivalent(a, b, error)) return true;
-  const fs::path first = fs::weakly_canonical(a, error);
+  const fs::path first = fs::weakly_canonical(fs::absolute(a, error), error);
   if (error) return false;
-  const fs::path second = fs::weakly_canonical(b, error);
+  const fs::path second = fs::weakly_canonical(fs::absolute(b, error), error);
   return !error && first == second;
 }
 

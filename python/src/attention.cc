@@ -1,3 +1,4 @@
+#include <bsfa/text.hpp>
 #include <cstdlib>
 #include <new>
 
@@ -13,7 +14,7 @@ ComputeType compute_type_from(const std::string& name) {
   if (name == "native") return ComputeType::kNative;
   if (name == "float32") return ComputeType::kFloat32;
   if (name == "bfloat16") return ComputeType::kBFloat16;
-  refuse("compute_type is '" + name + "'; accepted: native, float32, bfloat16");
+  refuse("compute_type is " + quote(name) + "; accepted: native, float32, bfloat16");
 }
 
 struct AlignedDelete {

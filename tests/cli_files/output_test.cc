@@ -2,7 +2,7 @@
 
 #include <gtest/gtest.h>
 
-#include <fstream>
+#include <filesystem>
 
 #include "bsfa/calibration.hpp"
 #include "run_program.hpp"
@@ -110,6 +110,15 @@ TEST_F(CliOutput, AnOutputThatIsNoFileIsRefused) {
     EXPECT_EQ(run.exit_code, 1) << out;
     EXPECT_EQ(run.err.rfind("bsfa: error: --out: ", 0), 0u) << run.err;
   }
+}
+
+TEST_F(CliOutput, AnOutputInTheCurrentFolderIsWritten) {
+  const std::filesystem::path before = std::filesystem::current_path();
+  std::filesystem::current_path(directory_ / "");
+  const ProgramRun run = run_program("thresholds merge part --out merged");
+  std::filesystem::current_path(before);
+  EXPECT_EQ(run.exit_code, 0) << run.err;
+  EXPECT_EQ(read_bytes(directory_ / "merged"), read_bytes(table_));
 }
 
 TEST_F(CliOutput, NumbersThatWrapAreRefused) {

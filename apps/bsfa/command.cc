@@ -102,7 +102,7 @@ CLI::Validator whole_number(std::int64_t least, std::int64_t most) {
             text = std::to_string(value);
             return std::string();
           },
-          "in [" + range + "]"};
+          range};
 }
 
 CLI::Validator number_between(double least, double most) {
@@ -117,7 +117,7 @@ CLI::Validator number_between(double least, double most) {
             }
             return std::string();
           },
-          "in [" + range.str() + "]"};
+          range.str()};
 }
 
 Progress::Progress(std::string title, std::int64_t total)

@@ -6,6 +6,7 @@
 #include <bsfa/text.hpp>
 #include <exception>
 #include <iostream>
+#include <new>
 #include <string>
 
 #include "command.hpp"
@@ -78,6 +79,9 @@ int main(int argc, char** argv) {
     const bool failed =
         error.code() == bsfa::ErrorCode::kIo || error.code() == bsfa::ErrorCode::kRuntime;
     return failed ? kExitFailed : kExitBadInput;
+  } catch (const std::bad_alloc&) {
+    std::cerr << "bsfa: error: out of memory\n";
+    return kExitFailed;
   } catch (const std::exception& error) {
     std::cerr << "bsfa: error: " << bsfa::printable(error.what()) << "\n";
     return kExitFailed;

@@ -10,6 +10,22 @@
 namespace bsfa {
 namespace {
 
+// From the first byte to the end of the last element; empty where there is nothing.
+struct Span {
+  std::uintptr_t begin = 0;
+  std::uintptr_t end = 0;
+};
+
+Span span_of(const Memory& view) {
+  if (view.data == nullptr) return {};
+  std::int64_t last = 0;
+  for (int axis = 0; axis < view.rank; ++axis) last += (view.shape[axis] - 1) * view.stride[axis];
+  const auto begin = reinterpret_cast<std::uintptr_t>(view.data);
+  return {begin, begin + static_cast<std::uintptr_t>((last + 1) * view.element_bytes)};
+}
+
+bool intersect(const Span& a, const Span& b) { return a.begin < b.end && b.begin < a.end; }
+
 // One step of the way from a view's first byte to any other of its elements.
 struct Step {
   std::int64_t bytes = 0;
@@ -118,7 +134,8 @@ std::string shape_text(const std::int64_t* shape, int rank) {
 
 Status check_alignment(const Memory& view) {
   const auto address = reinterpret_cast<std::uintptr_t>(view.data);
-  if (address % static_cast<std::uintptr_t>(view.element_bytes) == 0) return {};
+  const auto low_bits = static_cast<std::uintptr_t>(view.element_bytes - 1);  // a power of two
+  if ((address & low_bits) == 0) return {};
   return invalid_argument(view.name, " is not aligned to its element size (", view.element_bytes,
                           " bytes)");
 }
@@ -180,21 +197,24 @@ Status check_no_self_overlap(const Memory& view) {
 Status check_no_overlap(std::span<const Memory> outputs, std::span<const Memory> inputs) {
   constexpr std::size_t kMost = 8;  // outputs
   assert(outputs.size() <= kMost);
-  Runs written[kMost];
+  // Nearly always the spans lie apart, and nothing more has to be known.
+  Span written[kMost];
   const auto refuse = [](const Memory& output, const Memory& other) {
     return invalid_argument(output.name, " shares memory with ", other.name,
                             "; an output needs memory of its own");
   };
   for (std::size_t n = 0; n < outputs.size(); ++n) {
-    written[n] = runs_of(outputs[n]);
+    written[n] = span_of(outputs[n]);
     for (std::size_t m = 0; m < n; ++m) {
-      if (meet(written[n], written[m])) return refuse(outputs[n], outputs[m]);
+      if (!intersect(written[n], written[m])) continue;
+      if (share_memory(outputs[n], outputs[m])) return refuse(outputs[n], outputs[m]);
     }
   }
   for (const Memory& input : inputs) {
-    const Runs read = runs_of(input);
+    const Span read = span_of(input);
     for (std::size_t n = 0; n < outputs.size(); ++n) {
-      if (meet(written[n], read)) return refuse(outputs[n], input);
+      if (!intersect(written[n], read)) continue;
+      if (share_memory(outputs[n], input)) return refuse(outputs[n], input);
     }
   }
   return {};

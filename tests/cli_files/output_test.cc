@@ -6,6 +6,7 @@
 
 #include "bsfa/calibration.hpp"
 #include "run_program.hpp"
+#include "support/sanitized.hpp"
 
 namespace bsfa::test {
 namespace {
@@ -22,7 +23,7 @@ ProgramRun run_into(const std::string& redirection, const std::string& arguments
   return run;
 }
 
-class CliOutput : public testing::Test {
+class CliOutput : public ::testing::Test {
  protected:
   void SetUp() override {
     Calibration calibration({{2}, {128, 64}, 0.125f, 0, "tiny", 0, "test", {}}, 1, 1);
@@ -119,6 +120,14 @@ TEST_F(CliOutput, AnOutputInTheCurrentFolderIsWritten) {
   std::filesystem::current_path(before);
   EXPECT_EQ(run.exit_code, 0) << run.err;
   EXPECT_EQ(read_bytes(directory_ / "merged"), read_bytes(table_));
+}
+
+TEST_F(CliOutput, MemoryThatIsNotThereIsSaidToBeMissing) {
+  if (testing::kSanitized) GTEST_SKIP() << "the sanitizer's allocator ends the process instead";
+  const ProgramRun run = run_program(
+      "bench kernel --heads 65536/65536 --head-dim 256 --tokens 1048576 --density 0.5 --rounds 1");
+  EXPECT_EQ(run.exit_code, 1);
+  EXPECT_EQ(run.err, "bsfa: error: out of memory\n");
 }
 
 TEST_F(CliOutput, NumbersThatWrapAreRefused) {

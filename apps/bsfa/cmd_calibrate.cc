@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <bsfa/backends.hpp>
 #include <bsfa/calibration.hpp>
+#include <bsfa/file.hpp>
 #include <bsfa/limits.hpp>
+#include <bsfa/samples.hpp>
 #include <bsfa/text.hpp>
 #include <cstdio>
 #include <exception>
@@ -16,6 +18,7 @@
 #include "engine/engine.hpp"
 #include "engine/module.hpp"
 #include "engine/options.hpp"
+#include "gguf_header.hpp"
 
 namespace bsfa::cli {
 namespace {
@@ -33,51 +36,12 @@ struct CalibrateOptions {
   bool json = false;
 };
 
-struct Sample {
-  std::string name;
-  std::string text;
-};
-
-// Plain text files are one sample each; a .json file is a list of objects with "input_text".
-std::vector<Sample> read_samples(const CalibrateOptions& options) {
-  std::vector<std::string> files;
-  for (const std::string& path : options.data) {
-    if (!std::filesystem::is_directory(path)) {
-      files.push_back(path);
-      continue;
-    }
-    std::vector<std::string> inside;
-    for (const auto& entry : std::filesystem::directory_iterator(path)) {
-      if (entry.is_regular_file()) inside.push_back(entry.path().string());
-    }
-    std::sort(inside.begin(), inside.end());
-    files.insert(files.end(), inside.begin(), inside.end());
-  }
-  std::vector<Sample> samples;
-  for (const std::string& file : files) {
-    const std::string text = read_text_file("--data", file);
-    if (!file.ends_with(".json")) {
-      samples.push_back({file, text});
-      continue;
-    }
-    const auto list = nlohmann::json::parse(text, nullptr, false);
-    if (!list.is_array()) {
-      throw Error(ErrorCode::kFormat,
-                  "--data: " + quote(file, kLongestPath) + " is not a JSON list");
-    }
-    for (std::size_t i = 0; i < list.size(); ++i) {
-      const std::string name = file + "[" + std::to_string(i) + "]";
-      if (!list[i].is_object() || !list[i].contains("input_text") ||
-          !list[i]["input_text"].is_string()) {
-        throw Error(ErrorCode::kFormat,
-                    "--data: " + quote(name, kLongestPath) + " has no string \"input_text\"");
-      }
-      samples.push_back({name, list[i]["input_text"].get<std::string>()});
-      if (samples.back().text.find('\0') != std::string::npos) {
-        throw Error(ErrorCode::kFormat, "--data: " + quote(name, kLongestPath) +
-                                            " holds a NUL in \"input_text\"; expected text");
-      }
-    }
+std::vector<TextSample> samples_of(const CalibrateOptions& options) {
+  std::vector<TextSample> samples;
+  try {
+    samples = read_samples(options.data);
+  } catch (const Error& error) {
+    throw Error(error.code(), std::string("--data: ") + error.what());
   }
   if (samples.empty()) throw Error(ErrorCode::kInvalidArgument, "--data: no samples in it");
   if (std::ssize(samples) > options.samples) {
@@ -167,6 +131,7 @@ class Collector {
                            ? std::filesystem::path(options_.model.model).filename().string()
                            : options_.name;
       metadata.producer = std::string("bsfa calibrate ") + version();
+      metadata.fingerprint = gguf::gguf_fingerprint(options_.model.model);
       if (options_.recommend != 0) metadata.recommended_budget = options_.recommend;
       calibration_.emplace(std::move(metadata), model_.num_layers(), shape.num_heads);
     }
@@ -219,7 +184,7 @@ void calibrate(CalibrateOptions options) {
                                                  ", which is not among --budgets");
   }
   check_outputs(options);
-  const std::vector<Sample> samples = read_samples(options);
+  const std::vector<TextSample> samples = samples_of(options);
   const Model model(options.model.model);
   const std::int64_t limit = options.max_tokens != 0 ? options.max_tokens : model.context_length();
   if (limit > model.context_length()) {
@@ -230,7 +195,7 @@ void calibrate(CalibrateOptions options) {
 
   std::vector<std::vector<llama_token>> prompts;
   std::int64_t total = 0, longest = 0;
-  for (const Sample& sample : samples) {
+  for (const TextSample& sample : samples) {
     prompts.push_back(model.tokenize(model.chat_prompt(sample.text), true));
     if (std::ssize(prompts.back()) > limit) prompts.back().resize(static_cast<std::size_t>(limit));
     // A last chunk of fewer than 32 tokens would be decode, and dense.
@@ -295,8 +260,8 @@ void add_calibrate(CLI::App& app) {
       "and the block maxima give the thresholds of all budgets in one pass");
   options->model.add_to(*verb);
   verb->add_option("--data", options->data,
-                   "Texts: files (one sample each), folders of them, or .json lists of objects "
-                   "with \"input_text\"")
+                   "Texts: plain text files (one sample each), .json lists and .jsonl lines of "
+                   "strings or of objects with \"input_text\", or folders of such files")
       ->required()
       ->type_name("PATH");
   verb->add_option("--out", options->out, "The threshold file to write")

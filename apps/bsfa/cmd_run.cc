@@ -19,7 +19,7 @@ struct RunOptions {
   ModelOptions model;
   std::string prompt_file;
   std::string question;
-  std::string thresholds;
+  ThresholdOptions thresholds;
   std::int64_t budget = 0;
   std::vector<std::string> compare{"stock", "dense"};
   std::vector<std::int64_t> prompt_tokens;
@@ -122,18 +122,19 @@ void print_layers(const nlohmann::json& length) {
 
 void run(const RunOptions& options) {
   const std::string text = read_text_file("--prompt-file", options.prompt_file);
-  const ThresholdTable table = ThresholdTable::load(options.thresholds);
+  const ThresholdTable table = ThresholdTable::load(options.thresholds.thresholds);
   const Model model(options.model.model);
   if (table.num_layers() != model.num_layers() || table.num_heads_q() != model.num_heads_q()) {
     table.check_model(options.model.model, model.num_layers(), model.num_heads_q(),
                       table.metadata().softmax_scale);
   }
+  if (!options.thresholds.allow_other_model) warn_of_other_model(table, model);
   std::int64_t budget = options.budget;
   if (budget == 0) {
     if (!table.metadata().recommended_budget) {
-      throw Error(
-          ErrorCode::kInvalidArgument,
-          "--budget: " + quote(options.thresholds, kLongestPath) + " recommends none; name one");
+      throw Error(ErrorCode::kInvalidArgument,
+                  "--budget: " + quote(options.thresholds.thresholds, kLongestPath) +
+                      " recommends none; name one");
     }
     budget = *table.metadata().recommended_budget;
   }
@@ -144,7 +145,8 @@ void run(const RunOptions& options) {
     if (name == "bsfa") continue;  // always there
     contestants.push_back(make_contestant(name, "", budget, options.exact));
   }
-  contestants.push_back(make_contestant("bsfa", options.thresholds, budget, options.exact));
+  contestants.push_back(
+      make_contestant("bsfa", options.thresholds.thresholds, budget, options.exact));
 
   std::vector<Prompt> prompts;
   std::int64_t longest = 0;
@@ -168,7 +170,7 @@ void run(const RunOptions& options) {
                           options.model.threads, true, false});
   nlohmann::json report = {{"model", model.path()},
                            {"model_description", model.description()},
-                           {"thresholds", options.thresholds},
+                           {"thresholds", options.thresholds.thresholds},
                            {"budget", budget},
                            {"threads", options.model.threads},
                            {"compute", options.exact ? "exact" : "bf16"},
@@ -214,10 +216,7 @@ void add_run(CLI::App& app) {
       ->required()
       ->type_name("FILE");
   verb->add_option("--question", options->question, "Asked after the document");
-  verb->add_option("--thresholds", options->thresholds,
-                   "The model's threshold file (bsfa calibrate makes one)")
-      ->required()
-      ->type_name("FILE");
+  options->thresholds.add_to(*verb);
   verb->add_option("--budget", options->budget,
                    "Blocks that a query block keeps beside the diagonal: one of the threshold "
                    "file's; default: the one it recommends")

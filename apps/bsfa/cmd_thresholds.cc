@@ -106,6 +106,7 @@ nlohmann::json describe(const std::string& path, const Loaded& loaded,
                         {"kind", loaded.partial ? "partial calibration" : "thresholds"},
                         {"model", metadata.model},
                         {"producer", metadata.producer},
+                        {"fingerprint", nullptr},
                         {"num_samples", metadata.num_samples},
                         {"max_seqlen", metadata.max_seqlen},
                         {"num_layers", loaded.table.num_layers()},
@@ -116,6 +117,7 @@ nlohmann::json describe(const std::string& path, const Loaded& loaded,
                         {"softmax_scale", metadata.softmax_scale},
                         {"recommended_budget", nullptr}};
   if (metadata.recommended_budget) result["recommended_budget"] = *metadata.recommended_budget;
+  if (!metadata.fingerprint.empty()) result["fingerprint"] = metadata.fingerprint;
   nlohmann::json& budgets = result["budgets"] = nlohmann::json::array();
   for (const BudgetSummary& summary : summarise(loaded.table)) {
     nlohmann::json densities = nlohmann::json::array();
@@ -142,13 +144,16 @@ void print_table(const std::string& path, const Loaded& loaded,
   const ThresholdMetadata& metadata = loaded.table.metadata();
   std::cout << path_text(path)
             << (loaded.partial ? " (a partial calibration; `merge` makes thresholds of it)" : "")
-            << "\n  model          " << printable(metadata.model) << "\n  made by        "
-            << printable(metadata.producer) << "\n  samples        " << metadata.num_samples
-            << ", the longest of " << metadata.max_seqlen << " tokens\n  shape          "
-            << loaded.table.num_layers() << " layers, " << loaded.table.num_heads_q()
-            << " query heads, " << loaded.table.num_q_blocks() << " query blocks\n  gate block     "
-            << metadata.block.q << " queries x " << metadata.block.kv << " keys\n  softmax scale  "
-            << metadata.softmax_scale << "\n  recommended    "
+            << "\n  model          " << printable(metadata.model) << "\n  weights        "
+            << (metadata.fingerprint.empty() ? "no fingerprint: not told from others"
+                                             : metadata.fingerprint)
+            << "\n  made by        " << printable(metadata.producer) << "\n  samples        "
+            << metadata.num_samples << ", the longest of " << metadata.max_seqlen
+            << " tokens\n  shape          " << loaded.table.num_layers() << " layers, "
+            << loaded.table.num_heads_q() << " query heads, " << loaded.table.num_q_blocks()
+            << " query blocks\n  gate block     " << metadata.block.q << " queries x "
+            << metadata.block.kv << " keys\n  softmax scale  " << metadata.softmax_scale
+            << "\n  recommended    "
             << (metadata.recommended_budget
                     ? "budget " + std::to_string(*metadata.recommended_budget)
                     : std::string("no budget; name one with --budget"))
@@ -196,52 +201,27 @@ struct MergeOptions {
   std::string model;
   std::int64_t recommend = 0;
   bool partial = false;
+  bool allow_other_model = false;
   bool json = false;
 };
 
 void merge(const MergeOptions& options) {
   check_output_path("--out", options.out);
-  for (std::size_t n = 0; n < options.parts.size(); ++n) {
-    for (std::size_t m = 0; m < n; ++m) {
-      if (same_file(options.parts[n], options.parts[m])) {
-        throw Error(ErrorCode::kInvalidArgument,
-                    path_text(options.parts[n]) + " is given twice; its samples would count twice");
-      }
-    }
-    if (!options.partial && same_file(options.parts[n], options.out)) {
-      throw Error(ErrorCode::kInvalidArgument,
-                  "--out " + path_text(options.out) +
-                      " is one of the partial calibrations; its sums would be lost");
-    }
-  }
-  std::optional<Calibration> sum;
-  for (const std::string& path : options.parts) {
-    Calibration part = Calibration::load(path);
-    if (!options.model.empty()) part.set_model(options.model);
-    try {
-      if (sum) {
-        sum->merge(part);
-      } else {
-        sum = std::move(part);
-      }
-    } catch (const Error& error) {
-      throw Error(error.code(), path_text(path) + ": " + error.what());
-    }
-  }
-  ThresholdTable table = sum->finish();
+  MergeFilesParams params;
+  params.parts = options.parts;
+  params.out = options.out;
+  params.partial = options.partial;
+  params.model = options.model;
   if (options.recommend > 0) {
     if (options.partial) {
       throw Error(ErrorCode::kInvalidArgument,
                   "--recommend belongs to a threshold file; --partial writes sums");
     }
-    table.set_recommended_budget(options.recommend);
+    params.recommended_budget = options.recommend;
   }
-  if (options.partial) {
-    sum->save(options.out);
-  } else {
-    table.save(options.out);
-  }
-  const ThresholdMetadata& metadata = table.metadata();
+  params.allow_other_model = options.allow_other_model;
+  const Calibration sum = merge_files(params);
+  const ThresholdMetadata& metadata = sum.metadata();
   if (options.json) {
     print_json({{"out", options.out},
                 {"kind", options.partial ? "partial calibration" : "thresholds"},
@@ -276,8 +256,11 @@ void check(const CheckOptions& options) {
                     options.num_heads_q.value_or(table.num_heads_q()),
                     options.softmax_scale.value_or(metadata.softmax_scale));
   if (!options.model.empty()) {
-    const GgufShape shape = read_gguf_shape(options.model);
+    const gguf::GgufShape shape = gguf::read_gguf_shape(options.model);
     table.check_model(options.model, shape.num_layers, shape.num_heads_q, shape.softmax_scale);
+    const std::string other =
+        table.other_model(options.model, gguf::gguf_fingerprint(options.model));
+    if (!other.empty()) notes.push_back(other);
     if (shape.context_length > metadata.max_seqlen) {
       notes.push_back("the model reads up to " + std::to_string(shape.context_length) +
                       " tokens; the thresholds were calibrated on up to " +
@@ -336,6 +319,8 @@ void add_merge(CLI::App& parent) {
                    "The budget that is used where none is named; one of the file's")
       ->transform(whole_number(1, kMaxTokens))
       ->type_name("N");
+  verb->add_flag("--allow-other-model", options->allow_other_model,
+                 "Merge parts whose fingerprints say that they are of different weights");
   add_json_flag(*verb, options->json);
   verb->callback([options] { merge(*options); });
 }

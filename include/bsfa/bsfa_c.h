@@ -248,7 +248,8 @@ typedef struct bsfa_thresholds_info {
   int64_t recommended_budget; /* 0: none */
   const char* model;
   const char* producer;
-  const float* values; /* [num_budgets, num_layers, num_heads_q, num_q_blocks] */
+  const float* values;     /* [num_budgets, num_layers, num_heads_q, num_q_blocks] */
+  const char* fingerprint; /* of the weights (bsfa_weight_fingerprint); "" or null: not known */
 } bsfa_thresholds_info;
 
 BSFA_API bsfa_status bsfa_thresholds_load(const char* path, bsfa_thresholds** thresholds);
@@ -267,6 +268,25 @@ BSFA_API bsfa_status bsfa_thresholds_set_recommended_budget(bsfa_thresholds* thr
 BSFA_API bsfa_status bsfa_thresholds_check_model(const bsfa_thresholds* thresholds,
                                                  const char* what, int64_t num_layers,
                                                  int64_t num_heads_q, float softmax_scale);
+/* What speaks against these being the thresholds of this model, as a sentence for a warning of at
+ * most `size` bytes, always terminated; "" if nothing does. Null or "": not known. */
+BSFA_API bsfa_status bsfa_thresholds_other_model(const bsfa_thresholds* thresholds,
+                                                 const char* name, const char* fingerprint,
+                                                 char* warning, size_t size);
+
+/* What a fingerprint sees of one tensor. */
+typedef struct bsfa_weight_sample {
+  const char* name;
+  const int64_t* shape; /* [num_axes] */
+  int64_t num_axes;
+  const void* bytes; /* some of its values */
+  size_t num_bytes;
+} bsfa_weight_sample;
+
+/* "<source>:<32 hexadecimal digits>" of the weights of a model, in any order of the tensors;
+ * `source` names the kind of model source. fingerprint: at least 64 bytes. */
+BSFA_API bsfa_status bsfa_weight_fingerprint(const char* source, const bsfa_weight_sample* tensors,
+                                             size_t num_tensors, char* fingerprint, size_t size);
 BSFA_API bsfa_status bsfa_predicted_density(int64_t budget, int64_t seqlen, int64_t q_block,
                                             int64_t kv_block, double* density);
 
@@ -305,7 +325,8 @@ typedef struct bsfa_calibration_config {
   float softmax_scale;
   int64_t recommended_budget; /* 0: none */
   const char* model;
-  const char* producer; /* null or "": this library */
+  const char* producer;    /* null or "": this library */
+  const char* fingerprint; /* of the weights; null or "": not known */
 } bsfa_calibration_config;
 
 BSFA_API bsfa_status bsfa_calibration_create(const bsfa_calibration_config* config,
@@ -322,12 +343,29 @@ BSFA_API bsfa_status bsfa_calibration_add(bsfa_calibration* calibration, int64_t
                                           const bsfa_const_f32_view* thresholds);
 BSFA_API bsfa_status bsfa_calibration_end_sample(bsfa_calibration* calibration);
 BSFA_API bsfa_status bsfa_calibration_drop_sample(bsfa_calibration* calibration);
+/* Refuses samples that are in `calibration` already, and weights whose fingerprints differ. */
 BSFA_API bsfa_status bsfa_calibration_merge(bsfa_calibration* calibration,
                                             const bsfa_calibration* other);
 BSFA_API bsfa_status bsfa_calibration_num_samples(const bsfa_calibration* calibration,
                                                   int64_t* num_samples);
 BSFA_API bsfa_status bsfa_calibration_finish(const bsfa_calibration* calibration,
                                              bsfa_thresholds** thresholds);
+
+/* Partial calibrations that are added, and the file that comes of it. */
+typedef struct bsfa_merge_files_params {
+  size_t struct_size;
+  const char* const* parts; /* [num_parts] files of bsfa_calibration_save */
+  int64_t num_parts;
+  const char* out;
+  int32_t partial;            /* 1: sums again, not thresholds */
+  int32_t allow_other_model;  /* 1: fingerprints may differ */
+  int64_t recommended_budget; /* of thresholds; 0: as the parts have it */
+  const char* model;          /* its name in the new file; null or "": as the parts agree */
+} bsfa_merge_files_params;
+
+/* Nothing is written if a part is given twice under whatever name, if parts do not fit together, or
+ * if the thresholds would replace one of them. */
+BSFA_API bsfa_status bsfa_merge_files(const bsfa_merge_files_params* params);
 
 #ifdef __cplusplus
 }

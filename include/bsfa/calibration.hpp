@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -40,7 +41,7 @@ BSFA_API void select_thresholds(const SelectThresholdsParams& params);
 // that reach it. A merge adds these, so it loses nothing that one long run would have kept.
 class BSFA_API Calibration {
  public:
-  // The caller sets metadata.budgets, block, softmax_scale, model and, if it likes,
+  // The caller sets metadata.budgets, block, softmax_scale, model and, if it likes, fingerprint,
   // recommended_budget and producer (default: this library). This class keeps max_seqlen and
   // num_samples. Throws Error if the metadata or a count is not usable.
   Calibration(ThresholdMetadata metadata, std::int64_t num_layers, std::int64_t num_heads_q);
@@ -59,7 +60,10 @@ class BSFA_API Calibration {
   void drop_sample();  // abandons the sample under way, if there is one
 
   // Adds the samples of another calibration of the same model name, budgets, grid, scale and shape.
-  void merge(const Calibration& other);
+  // Refuses samples that are in here already, and weights whose fingerprints differ; with
+  // allow_other_model they may, and the sum has no fingerprint. Nor has it one if only one of the
+  // two does.
+  void merge(const Calibration& other, bool allow_other_model = false);
 
   const ThresholdMetadata& metadata() const { return metadata_; }
   std::int64_t num_samples() const { return metadata_.num_samples; }
@@ -71,11 +75,12 @@ class BSFA_API Calibration {
   void set_model(const std::string& model) { metadata_.model = model; }
 
   // The mean over the samples that reach a block and are finite there, -inf if none is. Throws
-  // Error if there is no sample, or one under way.
+  // Error if there is no sample, or one under way, or if nothing was gated: no finite threshold
+  // anywhere, although blocks were left over at some budget.
   ThresholdTable finish() const;
 
   // A partial calibration as a file (safetensors, format bsfa-calibration), as strict as that of
-  // ThresholdTable, and written as that is.
+  // ThresholdTable, and written as that is. What finish would refuse is not saved.
   void save(const std::string& path) const;
   static Calibration load(const std::string& path);
 
@@ -83,6 +88,7 @@ class BSFA_API Calibration {
   friend struct CalibrationFile;  // reads and writes the members below
 
   void grow(std::int64_t num_q_blocks);
+  void check_usable(const char* purpose) const;
 
   ThresholdMetadata metadata_;
   std::int64_t num_layers_ = 0;
@@ -91,6 +97,8 @@ class BSFA_API Calibration {
   std::vector<double> sums_;           // [num_budgets, num_layers, num_heads_q, num_q_blocks]
   std::vector<std::int64_t> finite_;   // likewise: samples with a finite threshold
   std::vector<std::int64_t> reached_;  // [num_q_blocks] samples that reach the block
+  // Of each sample that has a finite threshold, 16 hexadecimal digits that tell it from others.
+  std::vector<std::string> sample_ids_;
 
   // The sample under way.
   bool in_sample_ = false;
@@ -100,5 +108,21 @@ class BSFA_API Calibration {
   std::vector<float> sample_;              // [num_budgets, num_layers, num_heads_q, q blocks]
   std::vector<std::uint8_t> sample_done_;  // [num_layers, q blocks]
 };
+
+// Partial calibrations that are added, and the file that comes of it: the rules of `thresholds
+// merge`, for every program.
+struct MergeFilesParams {
+  std::vector<std::string> parts;  // files of Calibration::save
+  std::string out;                 // an existing file is replaced
+  bool partial = false;            // out: the sums again, to be merged with more, not thresholds
+  std::string model = {};  // its name in the new file, whatever the parts say; empty: as they agree
+  std::optional<std::int64_t> recommended_budget = {};  // of thresholds
+  bool allow_other_model = false;                       // fingerprints may differ
+};
+
+// Returns what was written, as sums. Throws Error, with nothing written: if parts do not fit
+// together (Calibration::merge), if one is given twice under whatever name, and if the thresholds
+// would replace one of them.
+BSFA_API Calibration merge_files(const MergeFilesParams& params);
 
 }  // namespace bsfa

@@ -32,4 +32,7 @@ BSFA_API bool is_text(std::string_view bytes);
 // The name of a file, as messages begin with it or hold it.
 BSFA_API std::string path_text(std::string_view path);
 
+// How many bytes at the beginning are UTF-8: all of them, or those before the first that is not.
+BSFA_API std::size_t valid_utf8_bytes(std::string_view text);
+
 }  // namespace bsfa

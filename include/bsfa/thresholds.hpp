@@ -19,6 +19,7 @@ struct ThresholdMetadata {
   std::int64_t num_samples = 0;
   std::string producer;                            // program and version
   std::optional<std::int64_t> recommended_budget;  // one of budgets
+  std::string fingerprint = {};  // of the weights (weight_fingerprint); empty: not known
 };
 
 // Thresholds of a model at several budgets, and their file. docs/method.md "The threshold file".
@@ -32,7 +33,8 @@ class BSFA_API ThresholdTable {
   // Reads a safetensors file. Throws Error naming the file, the field, what it found and what it
   // expected; nothing in a file is ever executed.
   static ThresholdTable load(const std::string& path);
-  // Writes beside `path` and renames: an interruption or a full disk leaves the old file.
+  // Writes beside `path` and renames, as write_file does: an interruption or a full disk leaves
+  // the old file.
   void save(const std::string& path) const;
 
   const ThresholdMetadata& metadata() const { return metadata_; }
@@ -47,6 +49,12 @@ class BSFA_API ThresholdTable {
 
   // One of the budgets, or none. Throws Error, listing the budgets.
   void set_recommended_budget(std::optional<std::int64_t> budget);
+
+  // What speaks against these being the thresholds of this model, as a sentence for a warning; ""
+  // if nothing does. Fingerprints of one kind of source decide. Where there are none to compare,
+  // names do, as far as they can: "org/Model-8B" and "model-8b-q8_0.gguf" are taken for one. An
+  // empty argument: not known.
+  std::string other_model(const std::string& name, const std::string& fingerprint) const;
 
   // Throws Error if these are not for a model of this shape; `what` names the model. Scales may
   // differ by rounding: 1e-5 of their size.

@@ -8,6 +8,8 @@
 #include <string>
 #include <string_view>
 
+#include "identity.hpp"
+
 #ifdef BSFA_GGML_OPENMP
 #include "openmp_executor.hpp"
 #endif
@@ -214,6 +216,12 @@ void Attention::compute(ggml_tensor* node) {
   };
   const Decline reason = decline(node, *settings);
   if (reason != Decline::kNone || settings->mode == BSFA_GGML_HOST) return leave_to_host(reason);
+  if (checked_ != settings) {
+    checked_ = settings;
+    if (settings->mode == BSFA_GGML_THRESHOLD && !settings->allow_other_model) {
+      warn_of_other_model(*settings->thresholds, node);
+    }
+  }
   const int layer = *layer_of(node->src[1]);
   const std::int64_t streams = node->src[0]->ne[3];
   std::vector<CausalMask> masks;

@@ -52,6 +52,7 @@ class Attention {
   };
 
   int num_threads_ = 1;
+  std::shared_ptr<const Settings> checked_;  // for which this context's weights were looked at
   std::unique_ptr<Executor> pool_;
   std::unordered_map<const void*, SeenMask> masks_;
   std::vector<std::byte> workspace_;

@@ -122,6 +122,7 @@ Settings settings_from_environment() {
   settings.budget = environment_integer("BSFA_BUDGET", 0, kMaxTokens);
   settings.num_threads = static_cast<int>(environment_integer("BSFA_NUM_THREADS", 1, kMaxWorkers));
   settings.print_stats = environment_integer("BSFA_STATS", 0, 1) != 0;
+  settings.allow_other_model = environment_integer("BSFA_ALLOW_OTHER_MODEL", 0, 1) != 0;
   settings.backend = environment("BSFA_BACKEND");
   finish(settings, thresholds);
   return settings;
@@ -143,6 +144,7 @@ Settings settings_from_config(const bsfa_ggml_config& config, const Settings& ba
   settings.backend = config.backend == nullptr ? base.backend : config.backend;
   settings.block_max = config.block_max;
   settings.user = config.user;
+  settings.allow_other_model = config.allow_other_model != 0;
   finish(settings, config.thresholds == nullptr ? "" : config.thresholds);
   return settings;
 }

@@ -18,6 +18,7 @@ struct Settings {
   std::string backend;                               // of AttentionParams; empty: the best
   int num_threads = 0;                               // 0: as many as llama.cpp uses
   bool print_stats = false;                          // when a context is freed
+  bool allow_other_model = false;                    // THRESHOLD: no warning of other weights
   bsfa_ggml_block_max_callback block_max = nullptr;  // CALIBRATE
   void* user = nullptr;
 };

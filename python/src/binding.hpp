@@ -5,6 +5,7 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <bsfa/attention.hpp>
@@ -73,5 +74,6 @@ BlockShape block_from(std::pair<std::int64_t, std::int64_t> block);
 void bind_attention(nb::module_& module);
 void bind_thresholds(nb::module_& module);
 void bind_calibration(nb::module_& module);
+void bind_files(nb::module_& module);
 
 }  // namespace bsfa::python

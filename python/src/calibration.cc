@@ -47,7 +47,7 @@ void bind_calibration(nb::module_& module) {
           [](Calibration* self, std::vector<std::int64_t> budgets, float softmax_scale,
              const std::string& model, std::int64_t num_layers, std::int64_t num_heads_q,
              Pair block, const std::string& producer,
-             std::optional<std::int64_t> recommended_budget) {
+             std::optional<std::int64_t> recommended_budget, const std::string& fingerprint) {
             ThresholdMetadata metadata;
             metadata.budgets = std::move(budgets);
             metadata.block = block_from(block);
@@ -55,10 +55,12 @@ void bind_calibration(nb::module_& module) {
             metadata.model = model;
             metadata.producer = producer;
             metadata.recommended_budget = recommended_budget;
+            metadata.fingerprint = fingerprint;
             new (self) Calibration(std::move(metadata), num_layers, num_heads_q);
           },
           nb::kw_only(), "budgets"_a, "softmax_scale"_a, "model"_a, "num_layers"_a, "num_heads_q"_a,
-          "block"_a = Pair(128, 64), "producer"_a = "", "recommended_budget"_a = nb::none())
+          "block"_a = Pair(128, 64), "producer"_a = "", "recommended_budget"_a = nb::none(),
+          "fingerprint"_a = "")
       .def("begin_sample", &Calibration::begin_sample, "name"_a, "num_tokens"_a)
       .def(
           "add",
@@ -76,8 +78,9 @@ void bind_calibration(nb::module_& module) {
           "q_offset + seqlen_q) of one layer, from select_thresholds.")
       .def("end_sample", &Calibration::end_sample)
       .def("drop_sample", &Calibration::drop_sample)
-      .def("merge", &Calibration::merge, "other"_a,
-           "Adds the samples of another calibration of the same model, budgets and grid.")
+      .def("merge", &Calibration::merge, "other"_a, nb::kw_only(), "allow_other_model"_a = false,
+           "Adds the samples of another calibration of the same model, budgets and grid. Refuses\n"
+           "samples that are in here already, and weights whose fingerprints differ.")
       .def("finish", &Calibration::finish, "The table: the mean over the samples.")
       .def("save", &Calibration::save, "path"_a, nb::call_guard<nb::gil_scoped_release>())
       .def_static("load", &Calibration::load, "path"_a, nb::call_guard<nb::gil_scoped_release>())
@@ -88,9 +91,25 @@ void bind_calibration(nb::module_& module) {
       .def_prop_ro("num_q_blocks", &Calibration::num_q_blocks)
       .def_prop_ro("budgets", [](const Calibration& c) { return c.metadata().budgets; })
       .def_prop_ro("model", [](const Calibration& c) { return c.metadata().model; })
+      .def_prop_ro("fingerprint", [](const Calibration& c) { return c.metadata().fingerprint; })
       .def_prop_ro("max_seqlen", [](const Calibration& c) { return c.metadata().max_seqlen; })
       .def_prop_ro("softmax_scale",
                    [](const Calibration& c) { return c.metadata().softmax_scale; });
+
+  module.def(
+      "merge_files",
+      [](std::vector<std::string> parts, const std::string& out, bool partial,
+         const std::string& model, std::optional<std::int64_t> recommended_budget,
+         bool allow_other_model) {
+        return merge_files(
+            {std::move(parts), out, partial, model, recommended_budget, allow_other_model});
+      },
+      "parts"_a, "out"_a, nb::kw_only(), "partial"_a = false, "model"_a = "",
+      "recommended_budget"_a = nb::none(), "allow_other_model"_a = false,
+      nb::call_guard<nb::gil_scoped_release>(),
+      "Adds partial calibrations and writes thresholds, or with `partial` sums again. Nothing is\n"
+      "written if a part is given twice under whatever name, if parts do not fit together, or if\n"
+      "thresholds would replace one of them.");
 }
 
 }  // namespace bsfa::python

@@ -60,4 +60,5 @@ NB_MODULE(_core, module) {
   bind_attention(module);
   bind_thresholds(module);
   bind_calibration(module);
+  bind_files(module);
 }

@@ -27,7 +27,8 @@ std::vector<float> copy_values(const StridedView<const float, 4>& view) {
 ThresholdTable make_table(nb::handle values, std::vector<std::int64_t> budgets, float softmax_scale,
                           std::int64_t max_seqlen, const std::string& model, Pair block,
                           std::int64_t num_samples, const std::string& producer,
-                          std::optional<std::int64_t> recommended_budget) {
+                          std::optional<std::int64_t> recommended_budget,
+                          const std::string& fingerprint) {
   Borrow borrow;
   const auto view = borrow.view<const float, 4>("values", values);
   if (borrow.device().type != DeviceType::kCpu) refuse("values is on a GPU; expected cpu");
@@ -41,6 +42,7 @@ ThresholdTable make_table(nb::handle values, std::vector<std::int64_t> budgets, 
   metadata.num_samples = num_samples;
   metadata.producer = producer;
   metadata.recommended_budget = recommended_budget;
+  metadata.fingerprint = fingerprint;
   if (static_cast<std::int64_t>(metadata.budgets.size()) != view.shape[0]) {
     refuse("values has " + std::to_string(view.shape[0]) + " budgets on its first axis; budgets " +
            "lists " + std::to_string(metadata.budgets.size()));
@@ -77,19 +79,20 @@ void bind_thresholds(nb::module_& module) {
           [](Table* self, nb::object values, std::vector<std::int64_t> budgets, float softmax_scale,
              std::int64_t max_seqlen, const std::string& model, Pair block,
              std::int64_t num_samples, const std::string& producer,
-             std::optional<std::int64_t> recommended_budget) {
-            new (self) Table(make_table(values, std::move(budgets), softmax_scale, max_seqlen,
-                                        model, block, num_samples, producer, recommended_budget));
+             std::optional<std::int64_t> recommended_budget, const std::string& fingerprint) {
+            new (self)
+                Table(make_table(values, std::move(budgets), softmax_scale, max_seqlen, model,
+                                 block, num_samples, producer, recommended_budget, fingerprint));
           },
           "values"_a, nb::kw_only(), "budgets"_a, "softmax_scale"_a, "max_seqlen"_a, "model"_a,
           "block"_a = Pair(128, 64), "num_samples"_a, "producer"_a,
-          "recommended_budget"_a = nb::none(),
+          "recommended_budget"_a = nb::none(), "fingerprint"_a = "",
           "values: float32 [num_budgets, num_layers, num_heads_q, num_q_blocks]; max_seqlen in\n"
           "tokens. Raises bsfa.Error if they disagree or hold NaN.")
       .def_static("load", &Table::load, "path"_a, nb::call_guard<nb::gil_scoped_release>(),
                   "Reads a safetensors threshold file; nothing in it is ever executed.")
       .def("save", &Table::save, "path"_a, nb::call_guard<nb::gil_scoped_release>(),
-           "Writes beside `path` and renames: an interruption leaves the old file.")
+           "Writes beside `path` and renames, as write_file does.")
       .def_prop_ro(
           "budgets", [](const Table& t) { return t.metadata().budgets; },
           "Ascending; key/value blocks.")
@@ -103,6 +106,9 @@ void bind_thresholds(nb::module_& module) {
       .def_prop_ro("model", [](const Table& t) { return t.metadata().model; })
       .def_prop_ro("num_samples", [](const Table& t) { return t.metadata().num_samples; })
       .def_prop_ro("producer", [](const Table& t) { return t.metadata().producer; })
+      .def_prop_ro(
+          "fingerprint", [](const Table& t) { return t.metadata().fingerprint; },
+          "Of the weights that were calibrated on; empty: not known.")
       .def_prop_rw(
           "recommended_budget", [](const Table& t) { return t.metadata().recommended_budget; },
           [](Table& t, std::optional<std::int64_t> budget) { t.set_recommended_budget(budget); },
@@ -115,7 +121,10 @@ void bind_thresholds(nb::module_& module) {
       .def("values", &all_values,
            "A copy of everything: float32 [num_budgets, num_layers, num_heads_q, num_q_blocks].")
       .def("check_model", &Table::check_model, "what"_a, "num_layers"_a, "num_heads_q"_a,
-           "softmax_scale"_a, "Raises bsfa.Error if this is not for a model of that shape.");
+           "softmax_scale"_a, "Raises bsfa.Error if this is not for a model of that shape.")
+      .def("other_model", &Table::other_model, "name"_a, "fingerprint"_a,
+           "What speaks against these being the thresholds of this model, as a sentence for a\n"
+           "warning; empty if nothing does. An empty argument: not known.");
   module.def(
       "predicted_density",
       [](std::int64_t budget, std::int64_t seqlen, Pair block) {

@@ -2,7 +2,9 @@
 #include <vector>
 
 #include "api/c_abi.hpp"
+#include "bsfa/fingerprint.hpp"
 #include "bsfa/limits.hpp"
+#include "bsfa/text.hpp"
 #include "core/memory.hpp"
 
 namespace {
@@ -13,6 +15,16 @@ using namespace bsfa::c_abi;  // NOLINT
 constexpr std::size_t kInfoV1 = BSFA_FIRST_VERSION(bsfa_thresholds_info, values);
 constexpr std::size_t kSelectV1 = BSFA_FIRST_VERSION(bsfa_select_thresholds_params, executor);
 constexpr std::size_t kConfigV1 = BSFA_FIRST_VERSION(bsfa_calibration_config, producer);
+constexpr std::size_t kMergeV1 = BSFA_FIRST_VERSION(bsfa_merge_files_params, model);
+
+// Text that has to arrive as a whole.
+void write_text(const char* name, const std::string& text, char* to, std::size_t size) {
+  required(name, to);
+  if (text.size() >= size) {
+    throw Error(invalid_argument("size is ", size, "; ", name, " needs ", text.size() + 1));
+  }
+  std::memcpy(to, text.c_str(), text.size() + 1);
+}
 
 void throw_if_error(const Status& status) {
   if (!status.ok()) throw Error(status);
@@ -35,6 +47,7 @@ ThresholdMetadata metadata_of(const Given& from) {
   metadata.softmax_scale = from.softmax_scale;
   metadata.model = text_of(from.model);
   metadata.producer = text_of(from.producer);
+  metadata.fingerprint = text_of(from.fingerprint);
   if (from.recommended_budget != 0) metadata.recommended_budget = from.recommended_budget;
   return metadata;
 }
@@ -103,6 +116,7 @@ bsfa_status bsfa_thresholds_get_info(const bsfa_thresholds* thresholds,
     result.model = metadata.model.c_str();
     result.producer = metadata.producer.c_str();
     result.values = table.values().data();
+    result.fingerprint = metadata.fingerprint.c_str();
     write_struct("info", result, info, kInfoV1);
   });
 }
@@ -130,6 +144,44 @@ bsfa_status bsfa_thresholds_check_model(const bsfa_thresholds* thresholds, const
   return guarded([&] {
     required("thresholds", thresholds)
         ->table.check_model(required("what", what), num_layers, num_heads_q, softmax_scale);
+  });
+}
+
+bsfa_status bsfa_thresholds_other_model(const bsfa_thresholds* thresholds, const char* name,
+                                        const char* fingerprint, char* warning, size_t size) {
+  return guarded([&] {
+    if (required("warning", warning) != nullptr && size == 0) {
+      throw Error(invalid_argument("size is 0; expected room for a warning"));
+    }
+    const std::string text =
+        required("thresholds", thresholds)->table.other_model(text_of(name), text_of(fingerprint));
+    write_text("warning", printable(text, size - 1), warning, size);
+  });
+}
+
+bsfa_status bsfa_weight_fingerprint(const char* source, const bsfa_weight_sample* tensors,
+                                    size_t num_tensors, char* fingerprint, size_t size) {
+  return guarded([&] {
+    required("source", source);
+    required("fingerprint", fingerprint);
+    if (num_tensors > 0) required("tensors", tensors);
+    std::vector<WeightSample> samples;
+    for (size_t n = 0; n < num_tensors; ++n) {
+      const bsfa_weight_sample& from = tensors[n];
+      WeightSample& sample = samples.emplace_back();
+      sample.name = required("name", from.name);
+      if (from.num_axes < 0) {
+        throw Error(invalid_argument("num_axes is ", from.num_axes, "; accepted: 0 or more"));
+      }
+      if (from.num_axes > 0) {
+        sample.shape.assign(required("shape", from.shape), from.shape + from.num_axes);
+      }
+      if (from.num_bytes > 0) {
+        sample.bytes.assign(static_cast<const char*>(required("bytes", from.bytes)),
+                            from.num_bytes);
+      }
+    }
+    write_text("fingerprint", weight_fingerprint(source, std::move(samples)), fingerprint, size);
   });
 }
 
@@ -229,5 +281,21 @@ bsfa_status bsfa_calibration_finish(const bsfa_calibration* calibration,
   return guarded([&] {
     required("thresholds", thresholds);
     *thresholds = new bsfa_thresholds{required("calibration", calibration)->calibration.finish()};
+  });
+}
+
+bsfa_status bsfa_merge_files(const bsfa_merge_files_params* given) {
+  return guarded([&] {
+    const bsfa_merge_files_params known = read_struct("params", given, kMergeV1);
+    MergeFilesParams params;
+    for (std::int64_t n = 0; n < known.num_parts; ++n) {
+      params.parts.emplace_back(required("parts", required("parts", known.parts)[n]));
+    }
+    params.out = required("out", known.out);
+    params.partial = known.partial != 0;
+    params.model = text_of(known.model);
+    if (known.recommended_budget != 0) params.recommended_budget = known.recommended_budget;
+    params.allow_other_model = known.allow_other_model != 0;
+    merge_files(params);
   });
 }

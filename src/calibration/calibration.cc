@@ -3,13 +3,16 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <set>
 #include <utility>
 
 #include "bsfa/backends.hpp"
 #include "bsfa/limits.hpp"
 #include "bsfa/text.hpp"
+#include "core/fingerprint.hpp"
 #include "core/gate.hpp"
 #include "core/memory.hpp"
+#include "core/sha256.hpp"
 #include "core/status.hpp"
 #include "core/threshold_metadata.hpp"
 
@@ -27,7 +30,7 @@ void widen(std::vector<T>* values, std::int64_t rows, std::int64_t from, std::in
 }
 
 // What two calibrations must have in common.
-Status check_alike(const Calibration& a, const Calibration& b) {
+Status check_alike(const Calibration& a, const Calibration& b, bool allow_other_model) {
   const ThresholdMetadata& x = a.metadata();
   const ThresholdMetadata& y = b.metadata();
   const auto refuse = [](const char* field, const auto& other, const auto& own) {
@@ -47,7 +50,30 @@ Status check_alike(const Calibration& a, const Calibration& b) {
   if (a.num_heads_q() != b.num_heads_q()) {
     return refuse("the number of query heads", b.num_heads_q(), a.num_heads_q());
   }
+  if (!allow_other_model && comparable_fingerprints(x.fingerprint, y.fingerprint) &&
+      x.fingerprint != y.fingerprint) {
+    return invalid_argument(
+        "the calibrations are of models with different weights: fingerprint is ", y.fingerprint,
+        " in one and ", x.fingerprint,
+        " in the other; their mean would belong to neither "
+        "(allow_other_model merges them all the same)");
+  }
   return {};
+}
+
+// The sample as a file carries it: nothing of the caller's name, which another run may choose anew.
+std::string sample_id(std::int64_t tokens, const std::vector<float>& thresholds) {
+  Sha256 hash;
+  hash.update(std::to_string(tokens) + "\n");
+  hash.update(thresholds.data(), thresholds.size() * sizeof(float));
+  return hash.finish().substr(0, 16);
+}
+
+// Whether some query block of the samples has more blocks before its diagonal than the smallest
+// budget, so that layers that are gated have finite thresholds there.
+bool leaves_blocks_over(const ThresholdMetadata& metadata, std::int64_t num_q_blocks) {
+  const std::int64_t last = num_q_blocks - 1;
+  return num_q_blocks > 0 && always_kept_range(last, metadata.block).begin > metadata.budgets[0];
 }
 
 }  // namespace
@@ -181,6 +207,7 @@ void Calibration::end_sample() {
   grow(sample_q_blocks_);
   const std::int64_t rows =
       static_cast<std::int64_t>(metadata_.budgets.size()) * num_layers_ * num_heads_q_;
+  bool any_finite = false;
   for (std::int64_t row = 0; row < rows; ++row) {
     for (std::int64_t i = 0; i < sample_q_blocks_; ++i) {
       const float value = sample_[static_cast<std::size_t>(row * sample_q_blocks_ + i)];
@@ -188,8 +215,11 @@ void Calibration::end_sample() {
       const auto index = static_cast<std::size_t>(row * num_q_blocks_ + i);
       sums_[index] += value;
       ++finite_[index];
+      any_finite = true;
     }
   }
+  // A sample without a finite threshold adds nothing, however often it comes.
+  if (any_finite) sample_ids_.push_back(sample_id(sample_tokens_, sample_));
   for (std::int64_t i = 0; i < sample_q_blocks_; ++i) ++reached_[static_cast<std::size_t>(i)];
   metadata_.max_seqlen = std::max(metadata_.max_seqlen, sample_tokens_);
   ++metadata_.num_samples;
@@ -206,12 +236,34 @@ void Calibration::grow(std::int64_t num_q_blocks) {
   num_q_blocks_ = num_q_blocks;
 }
 
-void Calibration::merge(const Calibration& other) {
+void Calibration::merge(const Calibration& other, bool allow_other_model) {
   if (in_sample_ || other.in_sample_) {
     throw Error(invalid_argument("sample ", quote(in_sample_ ? sample_name_ : other.sample_name_),
                                  " is under way; end or drop it before a merge"));
   }
-  if (const Status status = check_alike(*this, other); !status.ok()) throw Error(status);
+  if (const Status status = check_alike(*this, other, allow_other_model); !status.ok()) {
+    throw Error(status);
+  }
+  const std::set<std::string> known(sample_ids_.begin(), sample_ids_.end());
+  std::int64_t common = 0;
+  for (const std::string& id : other.sample_ids_) common += known.count(id) > 0 ? 1 : 0;
+  // Files of before there were ids: the same sums, then, if there are any.
+  const bool same_sums =
+      other.sums_ == sums_ && other.finite_ == finite_ &&
+      std::any_of(finite_.begin(), finite_.end(), [](std::int64_t count) { return count > 0; });
+  if (common > 0 || same_sums) {
+    throw Error(invalid_argument(
+        "the calibrations have ", common > 0 ? std::to_string(common) : "their",
+        common == 1 ? " sample" : " samples", " in common, which would count twice"));
+  }
+  // Only what both say is true of the sum.
+  std::string& fingerprint = metadata_.fingerprint;
+  if (metadata_.num_samples == 0 && fingerprint.empty()) {
+    fingerprint = other.metadata_.fingerprint;
+  } else if (fingerprint != other.metadata_.fingerprint) {
+    fingerprint.clear();
+  }
+  sample_ids_.insert(sample_ids_.end(), other.sample_ids_.begin(), other.sample_ids_.end());
   grow(other.num_q_blocks_);
   const std::int64_t rows =
       static_cast<std::int64_t>(metadata_.budgets.size()) * num_layers_ * num_heads_q_;
@@ -231,15 +283,29 @@ void Calibration::merge(const Calibration& other) {
   }
 }
 
-ThresholdTable Calibration::finish() const {
+void Calibration::check_usable(const char* purpose) const {
   if (in_sample_) {
     throw Error(invalid_argument("sample ", quote(sample_name_),
-                                 " is under way; end or drop it before the calibration is "
-                                 "finished"));
+                                 " is under way; end or drop it before ", "the calibration is ",
+                                 purpose));
   }
   if (metadata_.num_samples == 0) {
-    throw Error(invalid_argument("there is no sample to take thresholds from"));
+    throw Error(invalid_argument("the calibration has no sample and cannot be ", purpose));
   }
+  const bool any_finite =
+      std::any_of(finite_.begin(), finite_.end(), [](std::int64_t count) { return count > 0; });
+  if (!any_finite && leaves_blocks_over(metadata_, num_q_blocks_)) {
+    throw Error(invalid_argument(
+        "no layer has a threshold, although the samples have more blocks than the smallest "
+        "budget, ",
+        metadata_.budgets[0],
+        ": none was gated (a model's own windows leave nothing over, or attention fell back); "
+        "nothing was calibrated"));
+  }
+}
+
+ThresholdTable Calibration::finish() const {
+  check_usable("finished");
   std::vector<float> values(sums_.size());
   for (std::size_t index = 0; index < values.size(); ++index) {
     values[index] = finite_[index] > 0

@@ -112,6 +112,16 @@ bool is_text(std::string_view bytes) {
 
 std::string path_text(std::string_view path) { return printable(path, kLongestPath); }
 
+std::size_t valid_utf8_bytes(std::string_view text) {
+  std::size_t at = 0;
+  while (at < text.size()) {
+    const Character c = character_at(text, at);
+    if (!c.valid) break;
+    at += c.length;
+  }
+  return at;
+}
+
 Error::Error(ErrorCode code, const std::string& message)
     : std::runtime_error(printable(message)), code_(code) {}
 

@@ -6,6 +6,7 @@
 
 #include "bsfa/limits.hpp"
 #include "bsfa/text.hpp"
+#include "core/fingerprint.hpp"
 #include "core/gate.hpp"
 #include "core/status.hpp"
 
@@ -67,7 +68,7 @@ Status check_calibration_metadata(const ThresholdMetadata& metadata) {
     return invalid_argument("recommended_budget is ", *metadata.recommended_budget,
                             "; accepted: one of the budgets ", list_text(budgets));
   }
-  return {};
+  return check_fingerprint(metadata.fingerprint);
 }
 
 Status check_threshold_metadata(const ThresholdMetadata& metadata) {

@@ -28,7 +28,7 @@ FileSource::~FileSource() {
 
 Status FileSource::open() {
   // O_NONBLOCK: opening a named pipe must not wait for a writer.
-  file_ = ::open(name_.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  file_ = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (file_ < 0) return io_error(name_, ": cannot be opened: ", std::strerror(errno));
   struct stat status {};
   if (::fstat(file_, &status) != 0) {

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "bsfa/error.hpp"
+#include "bsfa/text.hpp"
 
 namespace bsfa {
 
@@ -16,7 +17,7 @@ class ByteSource {
   ByteSource(const ByteSource&) = delete;
   ByteSource& operator=(const ByteSource&) = delete;
 
-  const std::string& name() const { return name_; }  // for messages: the path
+  const std::string& name() const { return name_; }  // for messages: the path, as path_text
   std::uint64_t size() const { return size_; }
 
   // All of [offset, offset + count), which the caller has checked to lie below size().
@@ -38,7 +39,7 @@ class BufferSource final : public ByteSource {
 
 class FileSource final : public ByteSource {
  public:
-  explicit FileSource(std::string path) : ByteSource(std::move(path)) {}
+  explicit FileSource(const std::string& path) : ByteSource(path_text(path)), path_(path) {}
   ~FileSource() override;
 
   // Regular files only: a pipe has no size to check a header against.
@@ -46,6 +47,7 @@ class FileSource final : public ByteSource {
   Status read(std::uint64_t offset, void* to, std::size_t count) const override;
 
  private:
+  std::string path_;
   int file_ = -1;
 };
 

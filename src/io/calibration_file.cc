@@ -4,13 +4,15 @@
 
 #include "bsfa/calibration.hpp"
 #include "core/threshold_metadata.hpp"
+#include "io/checksum.hpp"
 #include "io/metadata.hpp"
 #include "io/safetensors.hpp"
 #include "io/text.hpp"
 #include "io/threshold_file.hpp"
 
 // Partial calibrations: sums F64 and finite I64, both [num_budgets, num_layers, num_heads_q,
-// num_q_blocks], reached I64 [num_q_blocks]; metadata as in a threshold file.
+// num_q_blocks], reached I64 [num_q_blocks]; metadata as in a threshold file, and `samples`, a JSON
+// list of the samples' identifiers (missing in files of before there were any).
 
 namespace bsfa {
 
@@ -41,6 +43,8 @@ Status CalibrationFile::read(const ByteSource& source, std::optional<Calibration
   if (metadata.num_samples < 1) {
     return format_error(file, ": metadata field num_samples is 0; expected 1 or more");
   }
+  std::vector<std::string> sample_ids;
+  BSFA_RETURN_IF_ERROR(sample_ids_from_strings(file, reader.metadata(), &sample_ids));
   BSFA_RETURN_IF_ERROR(reader.expect_tensors({"sums", "finite", "reached"}));
   const TensorEntry* sums = nullptr;
   const TensorEntry* finite = nullptr;
@@ -65,9 +69,15 @@ Status CalibrationFile::read(const ByteSource& source, std::optional<Calibration
     return format_error(file, ": tensor 'reached' has shape ", shape_text(reached->shape),
                         "; expected [", blocks, "]");
   }
+  if (sample_ids.size() > static_cast<std::uint64_t>(metadata.num_samples)) {
+    return format_error(file, ": metadata field 'samples' lists ", sample_ids.size(),
+                        " samples; num_samples is ", metadata.num_samples);
+  }
+  BSFA_RETURN_IF_ERROR(verify_checksum(file, reader));
   Calibration result(metadata, shape[1], shape[2]);
   result.metadata_ = metadata;  // the counts of samples and tokens too
   result.num_q_blocks_ = blocks;
+  result.sample_ids_ = std::move(sample_ids);
   result.sums_.resize((sums->end - sums->begin) / sizeof(double));
   result.finite_.resize(result.sums_.size());
   result.reached_.resize(static_cast<std::size_t>(blocks));
@@ -117,11 +127,14 @@ void CalibrationFile::write(const Calibration& calibration, const std::string& p
   const std::vector<std::int64_t> shape{
       static_cast<std::int64_t>(calibration.metadata_.budgets.size()), calibration.num_layers_,
       calibration.num_heads_q_, calibration.num_q_blocks_};
-  const Status status = write_safetensors(
-      path, metadata_to_strings(kCalibrationFormat, calibration.metadata_),
-      {{"sums", "F64", shape, bytes_of(calibration.sums_)},
-       {"finite", "I64", shape, bytes_of(calibration.finite_)},
-       {"reached", "I64", {calibration.num_q_blocks_}, bytes_of(calibration.reached_)}});
+  const std::vector<TensorToWrite> tensors{
+      {"sums", "F64", shape, bytes_of(calibration.sums_)},
+      {"finite", "I64", shape, bytes_of(calibration.finite_)},
+      {"reached", "I64", {calibration.num_q_blocks_}, bytes_of(calibration.reached_)}};
+  StringMap strings = metadata_to_strings(kCalibrationFormat, calibration.metadata_);
+  sample_ids_to_strings(calibration.sample_ids_, &strings);
+  add_checksum(&strings, tensors);
+  const Status status = write_safetensors(path, strings, tensors);
   if (!status.ok()) throw Error(status);
 }
 
@@ -130,13 +143,7 @@ Status read_calibration(const ByteSource& source, std::optional<Calibration>* ca
 }
 
 void Calibration::save(const std::string& path) const {
-  if (in_sample_) {
-    throw Error(invalid_argument("sample ", quote(sample_name_),
-                                 " is under way; end or drop it before saving to ", path));
-  }
-  if (metadata_.num_samples == 0) {
-    throw Error(invalid_argument("there is no sample to save to ", path));
-  }
+  check_usable("saved");
   CalibrationFile::write(*this, path);
 }
 

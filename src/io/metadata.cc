@@ -1,7 +1,9 @@
 #include "io/metadata.hpp"
 
+#include <algorithm>
 #include <charconv>
 #include <nlohmann/json.hpp>
+#include <type_traits>
 
 #include "core/threshold_metadata.hpp"
 #include "io/text.hpp"
@@ -11,22 +13,20 @@ namespace {
 
 constexpr const char* kVersion = "1";
 
-// A flat JSON list of integers, event by event: anything else ends the parse.
+// A flat JSON list of integers or of texts, event by event: anything else ends the parse.
+template <typename Value>
 class ListHandler final : public nlohmann::json_sax<nlohmann::json> {
  public:
-  explicit ListHandler(std::vector<std::int64_t>* values) : values_(values) {}
+  explicit ListHandler(std::vector<Value>* values) : values_(values) {}
   bool null() override { return false; }
   bool boolean(bool) override { return false; }
-  bool number_integer(number_integer_t value) override {
-    values_->push_back(value);
-    return open_;
-  }
+  bool number_integer(number_integer_t value) override { return take(value); }
   bool number_unsigned(number_unsigned_t value) override {
     if (value > static_cast<number_unsigned_t>(INT64_MAX)) return false;
-    return number_integer(static_cast<number_integer_t>(value));
+    return take(static_cast<number_integer_t>(value));
   }
   bool number_float(number_float_t, const string_t&) override { return false; }
-  bool string(string_t&) override { return false; }
+  bool string(string_t& value) override { return take(value); }
   bool binary(binary_t&) override { return false; }
   bool start_object(std::size_t) override { return false; }
   bool key(string_t&) override { return false; }
@@ -38,7 +38,16 @@ class ListHandler final : public nlohmann::json_sax<nlohmann::json> {
   }
 
  private:
-  std::vector<std::int64_t>* values_;
+  template <typename Found>
+  bool take(const Found& found) {
+    if constexpr (std::is_same_v<Found, Value>) {
+      values_->push_back(found);
+      return open_;
+    }
+    return false;
+  }
+
+  std::vector<Value>* values_;
   bool open_ = false;
 };
 
@@ -88,7 +97,7 @@ class Fields {
     const char* expected = "a JSON list of ascending integers, such as [32, 64]";
     const std::string* found = find(name, expected);
     if (found == nullptr) return;
-    ListHandler handler(values);
+    ListHandler<std::int64_t> handler(values);
     if (!nlohmann::json::sax_parse(*found, &handler)) refuse(name, *found, expected);
   }
 
@@ -121,6 +130,7 @@ StringMap metadata_to_strings(const char* format, const ThresholdMetadata& metad
   if (metadata.recommended_budget) {
     strings["recommended_budget"] = std::to_string(*metadata.recommended_budget);
   }
+  if (!metadata.fingerprint.empty()) strings["fingerprint"] = metadata.fingerprint;
   return strings;
 }
 
@@ -142,9 +152,30 @@ Status metadata_from_strings(const std::string& file, const char* format, const 
     fields.read_number("recommended_budget", "one of the budgets", &budget);
     metadata->recommended_budget = budget;
   }
+  if (strings.count("fingerprint") > 0) fields.read_text("fingerprint", &metadata->fingerprint);
   BSFA_RETURN_IF_ERROR(fields.status());
   if (const Status status = check_threshold_metadata(*metadata); !status.ok()) {
     return format_error(file, ": metadata field ", status.message);
+  }
+  return {};
+}
+
+void sample_ids_to_strings(const std::vector<std::string>& ids, StringMap* strings) {
+  (*strings)["samples"] = nlohmann::json(ids).dump();
+}
+
+Status sample_ids_from_strings(const std::string& file, const StringMap& strings,
+                               std::vector<std::string>* ids) {
+  const auto found = strings.find("samples");
+  if (found == strings.end()) return {};
+  ListHandler<std::string> handler(ids);
+  const auto is_id = [](const std::string& id) {
+    return id.size() == 16 && id.find_first_not_of("0123456789abcdef") == std::string::npos;
+  };
+  if (!nlohmann::json::sax_parse(found->second, &handler) ||
+      !std::all_of(ids->begin(), ids->end(), is_id)) {
+    return format_error(file, ": metadata field 'samples' is ", quote(found->second),
+                        "; expected a JSON list of texts of 16 hexadecimal digits");
   }
   return {};
 }

@@ -66,6 +66,10 @@ Status SafetensorsReader::open() {
     return format_error(name, ": the header starts with ", quote(json.substr(0, 8)),
                         "; expected a JSON object");
   }
+  if (const std::size_t at = json.find('\0'); at != std::string::npos) {
+    // To the parser it would be the end.
+    return format_error(name, ": the header holds a NUL at byte ", at, "; expected JSON");
+  }
   if (Status status = parse_safetensors_header(json, &header_); !status.ok()) {
     return {status.code, name + ": " + status.message};
   }

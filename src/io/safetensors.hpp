@@ -53,6 +53,11 @@ class SafetensorsReader {
               const TensorEntry** tensor) const;
   // Its data; the caller provides end - begin bytes.
   Status read(const TensorEntry& tensor, void* to) const;
+  // The data of all tensors as it lies in the file.
+  std::uint64_t data_size() const { return source_.size() - data_begin_; }
+  Status read_data(std::uint64_t offset, void* to, std::size_t count) const {
+    return source_.read(data_begin_ + offset, to, count);
+  }
 
  private:
   Status check_offsets() const;

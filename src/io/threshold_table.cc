@@ -4,8 +4,10 @@
 #include <utility>
 
 #include "bsfa/thresholds.hpp"
+#include "core/fingerprint.hpp"
 #include "core/geometry.hpp"
 #include "core/threshold_metadata.hpp"
+#include "io/checksum.hpp"
 #include "io/metadata.hpp"
 #include "io/safetensors.hpp"
 #include "io/text.hpp"
@@ -18,6 +20,27 @@ constexpr std::int64_t kMaxPredictedSeqlen = std::int64_t{1} << 31;  // a sum ov
 
 void throw_if_error(const Status& status) {
   if (!status.ok()) throw Error(status);
+}
+
+// The last part of a path or name, its letters and digits in lower case.
+std::string essence_of(std::string_view name) {
+  while (!name.empty() && (name.back() == '/' || name.back() == '\\')) name.remove_suffix(1);
+  name.remove_prefix(name.find_last_of("/\\") + 1);
+  if (name.ends_with(".gguf")) name.remove_suffix(5);
+  std::string essence;
+  for (const char c : name) {
+    if (c >= 'A' && c <= 'Z') essence.push_back(static_cast<char>(c - 'A' + 'a'));
+    // Bytes of other alphabets count as they are.
+    if ((c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || (c & 0x80) != 0) essence.push_back(c);
+  }
+  return essence;
+}
+
+// Two names of one model may differ by where it lies, its file type and its quantisation.
+bool names_differ(std::string_view a, std::string_view b) {
+  const std::string x = essence_of(a), y = essence_of(b);
+  if (x.empty() || y.empty() || x == "unknown" || y == "unknown") return false;  // no names
+  return x.find(y) == std::string::npos && y.find(x) == std::string::npos;
 }
 
 Status check_shape(const ThresholdMetadata& metadata, const std::vector<std::int64_t>& shape) {
@@ -81,6 +104,7 @@ Status read_threshold_table(const ByteSource& source, std::optional<ThresholdTab
   BSFA_RETURN_IF_ERROR(reader.expect_tensors({"thresholds"}));
   const TensorEntry* tensor = nullptr;
   BSFA_RETURN_IF_ERROR(reader.find("thresholds", "F32", 4, &tensor));
+  BSFA_RETURN_IF_ERROR(verify_checksum(file, reader));
   Status status = check_shape(metadata, tensor->shape);
   if (status.ok()) {
     std::vector<float> values((tensor->end - tensor->begin) / sizeof(float));
@@ -100,19 +124,21 @@ ThresholdTable ThresholdTable::load(const std::string& path) {
   throw_if_error(source.open());
   std::optional<ThresholdTable> table;
   throw_if_error(read_threshold_table(source, &table));
-  table->origin_ = path;
+  table->origin_ = path_text(path);
   return *std::move(table);
 }
 
 void ThresholdTable::save(const std::string& path) const {
   const std::string_view bytes(reinterpret_cast<const char*>(values_.data()),
                                values_.size() * sizeof(float));
-  throw_if_error(write_safetensors(path, metadata_to_strings(kThresholdFormat, metadata_),
-                                   {{"thresholds",
-                                     "F32",
-                                     {static_cast<std::int64_t>(metadata_.budgets.size()),
-                                      num_layers_, num_heads_q_, num_q_blocks_},
-                                     bytes}}));
+  const std::vector<TensorToWrite> tensors{{"thresholds",
+                                            "F32",
+                                            {static_cast<std::int64_t>(metadata_.budgets.size()),
+                                             num_layers_, num_heads_q_, num_q_blocks_},
+                                            bytes}};
+  StringMap strings = metadata_to_strings(kThresholdFormat, metadata_);
+  add_checksum(&strings, tensors);
+  throw_if_error(write_safetensors(path, strings, tensors));
 }
 
 ThresholdView ThresholdTable::view(std::int64_t budget, std::int64_t layer) const {
@@ -141,6 +167,21 @@ void ThresholdTable::set_recommended_budget(std::optional<std::int64_t> budget) 
   changed.recommended_budget = budget;
   throw_if_error(check_threshold_metadata(changed));
   metadata_ = std::move(changed);
+}
+
+std::string ThresholdTable::other_model(const std::string& name,
+                                        const std::string& fingerprint) const {
+  throw_if_error(check_fingerprint(fingerprint));
+  const std::string made_for =
+      (origin_.empty() ? "the thresholds" : origin_) + ": made for " + quote(metadata_.model);
+  const std::string model = name.empty() ? "the model" : quote(name);
+  if (comparable_fingerprints(metadata_.fingerprint, fingerprint)) {
+    if (metadata_.fingerprint == fingerprint) return "";
+    return made_for + " with the fingerprint " + metadata_.fingerprint + "; the weights of " +
+           model + " have " + fingerprint;
+  }
+  if (!names_differ(metadata_.model, name)) return "";
+  return made_for + "; this is " + model + ", and there are no fingerprints to compare";
 }
 
 void ThresholdTable::check_model(const std::string& what, std::int64_t num_layers,

@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "bsfa/bsfa_c.h"
+#include "bsfa/fingerprint.hpp"
 #include "c_abi/zeroed.hpp"
 #include "file_bytes.hpp"
 
@@ -131,7 +132,9 @@ TEST(CAbiThresholds, PredictedDensity) {
 
 class CAbiCalibration : public testing::Test {
  protected:
-  void SetUp() override {
+  void SetUp() override { calibration_ = create(""); }
+
+  static bsfa_calibration* create(const char* fingerprint) {
     auto config = zeroed<bsfa_calibration_config>();
     config.budgets = kBudgets.data();
     config.num_budgets = 2;
@@ -139,19 +142,23 @@ class CAbiCalibration : public testing::Test {
     config.num_heads_q = 1;
     config.softmax_scale = 0.125f;
     config.model = "tiny";
-    ASSERT_EQ(bsfa_calibration_create(&config, &calibration_), BSFA_OK) << last_error();
+    config.fingerprint = fingerprint;
+    bsfa_calibration* calibration = nullptr;
+    EXPECT_EQ(bsfa_calibration_create(&config, &calibration), BSFA_OK) << last_error();
+    return calibration;
   }
   void TearDown() override { bsfa_calibration_free(calibration_); }
 
-  bsfa_status add_sample(const std::vector<float>& values) {
+  static bsfa_status add_to(bsfa_calibration* calibration, const std::vector<float>& values) {
     const bsfa_const_f32_view view{values.data(), {2, 1, 1, 0}, {1, 1, 1, 0}};
-    if (bsfa_calibration_begin_sample(calibration_, "s", 100) != BSFA_OK) return BSFA_RUNTIME;
-    if (const bsfa_status status = bsfa_calibration_add(calibration_, 0, 0, 100, &view);
+    if (bsfa_calibration_begin_sample(calibration, "s", 100) != BSFA_OK) return BSFA_RUNTIME;
+    if (const bsfa_status status = bsfa_calibration_add(calibration, 0, 0, 100, &view);
         status != BSFA_OK) {
       return status;
     }
-    return bsfa_calibration_end_sample(calibration_);
+    return bsfa_calibration_end_sample(calibration);
   }
+  bsfa_status add_sample(const std::vector<float>& values) { return add_to(calibration_, values); }
 
   std::int64_t num_samples() {
     std::int64_t samples = -1;
@@ -170,6 +177,11 @@ TEST_F(CAbiCalibration, SamplesSumUpMergeAndFinish) {
   ASSERT_EQ(add_sample({5, 2}), BSFA_OK) << last_error();
   bsfa_calibration* other = nullptr;
   ASSERT_EQ(bsfa_calibration_load(path.c_str(), &other), BSFA_OK) << last_error();
+  EXPECT_EQ(bsfa_calibration_merge(calibration_, other), BSFA_INVALID_ARGUMENT);
+  EXPECT_NE(last_error().find("1 sample in common"), std::string::npos) << last_error();
+  bsfa_calibration_free(other);
+  other = create("");
+  ASSERT_EQ(add_to(other, {3, 1.5f}), BSFA_OK) << last_error();
   ASSERT_EQ(bsfa_calibration_merge(calibration_, other), BSFA_OK) << last_error();
   bsfa_calibration_free(other);
   EXPECT_EQ(num_samples(), 3);
@@ -178,10 +190,80 @@ TEST_F(CAbiCalibration, SamplesSumUpMergeAndFinish) {
   auto info = zeroed<bsfa_thresholds_info>();
   ASSERT_EQ(bsfa_thresholds_get_info(thresholds, &info), BSFA_OK);
   EXPECT_EQ(info.values[0], 11.0f / 3);
-  EXPECT_EQ(info.values[1], 4.0f / 3);
+  EXPECT_EQ(info.values[1], 1.5f);
   EXPECT_EQ(info.max_seqlen, 100);
   EXPECT_EQ(std::string(info.producer), std::string("bsfa ") + bsfa_version());
   bsfa_thresholds_free(thresholds);
+}
+
+TEST_F(CAbiCalibration, FilesAreMergedByTheLibrarysRules) {
+  const TemporaryDirectory directory;
+  const std::string ones = "torch:" + std::string(32, '1'), twos = "torch:" + std::string(32, '2');
+  const std::string a = directory / "a", b = directory / "b", out = directory / "out";
+  const auto save = [](const std::string& path, const std::string& print, float value) {
+    bsfa_calibration* part = create(print.c_str());
+    EXPECT_EQ(add_to(part, {value, 1}), BSFA_OK) << last_error();
+    EXPECT_EQ(bsfa_calibration_save(part, path.c_str()), BSFA_OK) << last_error();
+    bsfa_calibration_free(part);
+  };
+  save(a, ones, 1);
+  save(b, twos, 2);
+  const char* const parts[] = {a.c_str(), b.c_str()};
+  auto params = zeroed<bsfa_merge_files_params>();
+  params.parts = parts;
+  params.num_parts = 2;
+  params.out = out.c_str();
+  EXPECT_EQ(bsfa_merge_files(&params), BSFA_INVALID_ARGUMENT);
+  EXPECT_NE(last_error().find("different weights"), std::string::npos) << last_error();
+  save(b, ones, 2);
+  params.recommended_budget = 4;
+  params.model = "renamed";
+  ASSERT_EQ(bsfa_merge_files(&params), BSFA_OK) << last_error();
+  bsfa_thresholds* thresholds = nullptr;
+  ASSERT_EQ(bsfa_thresholds_load(out.c_str(), &thresholds), BSFA_OK) << last_error();
+  auto info = zeroed<bsfa_thresholds_info>();
+  ASSERT_EQ(bsfa_thresholds_get_info(thresholds, &info), BSFA_OK);
+  EXPECT_EQ(info.values[0], 1.5f);
+  EXPECT_EQ(info.recommended_budget, 4);
+  EXPECT_STREQ(info.model, "renamed");
+  EXPECT_EQ(info.fingerprint, ones);
+  char warning[256] = "x";
+  EXPECT_EQ(bsfa_thresholds_other_model(thresholds, "m", ones.c_str(), warning, sizeof warning),
+            BSFA_OK);
+  EXPECT_STREQ(warning, "");
+  EXPECT_EQ(bsfa_thresholds_other_model(thresholds, "m", twos.c_str(), warning, sizeof warning),
+            BSFA_OK);
+  EXPECT_NE(std::string(warning).find("the weights of 'm'"), std::string::npos) << warning;
+  EXPECT_EQ(bsfa_thresholds_other_model(thresholds, "m", twos.c_str(), warning, 8), BSFA_OK);
+  EXPECT_LT(std::string(warning).size(), 8u);
+  EXPECT_EQ(bsfa_thresholds_other_model(thresholds, "m", twos.c_str(), warning, 0),
+            BSFA_INVALID_ARGUMENT);
+  bsfa_thresholds_free(thresholds);
+  params.out = b.c_str();
+  EXPECT_EQ(bsfa_merge_files(&params), BSFA_INVALID_ARGUMENT);
+  EXPECT_NE(last_error().find("would be lost"), std::string::npos) << last_error();
+  params.num_parts = 0;
+  EXPECT_EQ(bsfa_merge_files(&params), BSFA_INVALID_ARGUMENT);
+  params.num_parts = 2;
+  params.parts = nullptr;
+  EXPECT_EQ(bsfa_merge_files(&params), BSFA_INVALID_ARGUMENT);
+  EXPECT_EQ(last_error(), "parts is null");
+}
+
+TEST(CAbiFingerprint, IsThatOfTheLibrary) {
+  const std::int64_t shape[] = {2, 3};
+  bsfa_weight_sample tensors[2]{};
+  tensors[0] = {"b.weight", shape, 2, "abc", 3};
+  tensors[1].name = "a";
+  char fingerprint[64];
+  ASSERT_EQ(bsfa_weight_fingerprint("torch", tensors, 2, fingerprint, sizeof fingerprint), BSFA_OK)
+      << last_error();
+  EXPECT_EQ(std::string(fingerprint),
+            weight_fingerprint("torch", {{"a", {}, ""}, {"b.weight", {2, 3}, "abc"}}));
+  EXPECT_EQ(bsfa_weight_fingerprint("torch", tensors, 2, fingerprint, 10), BSFA_INVALID_ARGUMENT);
+  EXPECT_NE(last_error().find("size is 10"), std::string::npos) << last_error();
+  EXPECT_EQ(bsfa_weight_fingerprint("torch", tensors, 0, fingerprint, 64), BSFA_INVALID_ARGUMENT);
+  EXPECT_EQ(bsfa_weight_fingerprint("torch", nullptr, 2, fingerprint, 64), BSFA_INVALID_ARGUMENT);
 }
 
 TEST_F(CAbiCalibration, ARefusedSampleLeavesNoTrace) {

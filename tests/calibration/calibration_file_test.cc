@@ -11,9 +11,11 @@ namespace {
 
 constexpr float kInf = std::numeric_limits<float>::infinity();
 
-Calibration small_calibration() {
-  Calibration calibration({{2, 4}, {128, 64}, 0.125f, 0, "tiny", 0, "p", 4}, 1, 1);
-  const std::vector<float> values{1.5f, 2, -kInf, 4};
+const std::string kFingerprint = "gguf:0123456789abcdef0123456789abcdef";
+
+Calibration small_calibration(float first = 1.5f, const std::string& fingerprint = "") {
+  Calibration calibration({{2, 4}, {128, 64}, 0.125f, 0, "tiny", 0, "p", 4, fingerprint}, 1, 1);
+  const std::vector<float> values{first, 2, -kInf, 4};
   for (const std::int64_t tokens : {200, 100}) {
     const std::int64_t blocks = (tokens + 127) / 128;
     calibration.begin_sample("s", tokens);
@@ -53,8 +55,41 @@ TEST(CalibrationFile, ReadsBytesMadeByHandAndWritesTheSame) {
   read.save(saved);
   const std::string again = directory / "c";
   calibration.save(again);
-  EXPECT_EQ(read_bytes(saved), read_bytes(again));
-  EXPECT_EQ(read_bytes(saved).substr(read_bytes(saved).size() - 80), data());
+  for (const std::string& path : {saved, again}) {
+    EXPECT_EQ(read_bytes(path).substr(read_bytes(path).size() - 80), data());
+  }
+  // Of the samples of a file that lists none nothing more is known.
+  EXPECT_NE(read_bytes(saved).find(R"("samples":"[]")"), std::string::npos);
+}
+
+TEST(CalibrationFile, TellsItsSamplesAndItsModel) {
+  const TemporaryDirectory directory;
+  const std::string path = directory / "part";
+  small_calibration(1.5f, kFingerprint).save(path);
+  EXPECT_EQ(Calibration::load(path).metadata().fingerprint, kFingerprint);
+  // sha256 of "200\n" and the fp32 bytes of [1.5, 2, -inf, 4], 16 digits; likewise of 100 tokens
+  EXPECT_NE(read_bytes(path).find(R"("samples":"[\"10483302afe750cc\",\"3f62932314762b87\"]")"),
+            std::string::npos);
+}
+
+TEST(CalibrationFile, AFlippedBitIsRefused) {
+  const TemporaryDirectory directory;
+  const std::string path = directory / "part";
+  small_calibration(1.5f, kFingerprint).save(path);
+  const std::string good = read_bytes(path);
+  for (std::size_t bit = 0; bit < good.size() * 8; ++bit) {
+    std::string bad = good;
+    bad[bit / 8] = static_cast<char>(bad[bit / 8] ^ (1 << bit % 8));
+    write_bytes(path, bad);
+    const Status status = error_of([&] { Calibration::load(path).save(directory / "again"); });
+    // The one thing that may go unseen is that there is a checksum.
+    const bool unseen = status.ok() && bad.find("\"checksum\"") == std::string::npos;
+    EXPECT_TRUE(status.code == ErrorCode::kFormat || unseen)
+        << "bit " << bit << " " << bad.substr(bit / 8 - 20, 40) << status.message;
+    if (unseen) {
+      EXPECT_EQ(read_bytes(directory / "again"), good) << "bit " << bit;
+    }
+  }
 }
 
 TEST(CalibrationFile, GoesOnWhereItStopped) {
@@ -62,9 +97,11 @@ TEST(CalibrationFile, GoesOnWhereItStopped) {
   const std::string path = directory / "part";
   small_calibration().save(path);
   Calibration calibration = Calibration::load(path);
-  calibration.merge(small_calibration());
+  calibration.merge(small_calibration(2.5f));
   EXPECT_EQ(calibration.num_samples(), 4);
-  EXPECT_EQ(calibration.finish().values(), small_calibration().finish().values());
+  EXPECT_EQ(calibration.finish().values(), (std::vector<float>{2, 2, -kInf, 4}));
+  EXPECT_EQ(error_of([&] { calibration.merge(Calibration::load(path)); }).code,
+            ErrorCode::kInvalidArgument);
 }
 
 TEST(CalibrationFile, Refusals) {
@@ -102,6 +139,16 @@ TEST(CalibrationFile, Refusals) {
   refused(container(header(), data({3, 2, 0, 4}, {2, 1, 0, 1}, {2, 3})), {"'reached' holds 3"});
   refused(container(header(), data({3, 2, 0, 4}, {2, 1, 0, 1}, {2, 0})), {"'reached' holds 0"});
   refused(container(header(), data({3, 2, 0, 4}, {2, 1, 0, 1}, {1, 1})), {"num_samples"});
+  const auto more = [&](const std::string& field) {
+    return with(R"("version":"1")", R"("version":"1",)" + field);
+  };
+  refused(more(R"("samples":"[1]")"), {"'samples' is '[1]'", "16 hexadecimal digits"});
+  refused(more(R"("samples":"[\"0123456789ABCDEF\"]")"), {"'samples'"});
+  const std::string id = R"(\"0123456789abcdef\")";
+  refused(more(R"("samples":"[)" + id + "," + id + "," + id + R"(]")"),
+          {"'samples' lists 3 samples; num_samples is 2"});
+  refused(more(R"("fingerprint":"gguf:12")"), {"fingerprint is 'gguf:12'"});
+  refused(more(R"("checksum":"crc32:12345678")"), {"'checksum' is 'crc32:12345678'"});
   const Status missing = error_of([&] { Calibration::load(directory / "none"); });
   EXPECT_EQ(missing.code, ErrorCode::kIo);
 }

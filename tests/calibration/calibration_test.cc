@@ -152,12 +152,19 @@ TEST(Calibration, MergingIsTheSameAsOneRun) {
   }
 }
 
-TEST(Calibration, MergingWithItselfDoublesTheSamples) {
+TEST(Calibration, ASampleIsNotMergedTwice) {
   Calibration calibration(metadata(), 1, 1);
   add_sample(calibration, {200, {1, 2, 3, -kInf}}, "s");
-  calibration.merge(calibration);
-  EXPECT_EQ(calibration.num_samples(), 2);
+  expect_refused([&] { calibration.merge(calibration); }, {"1 sample in common"});
+  Calibration other(metadata(), 1, 1);
+  add_sample(other, {200, {5, 6, 7, 8}}, "s");
+  add_sample(other, {200, {1, 2, 3, -kInf}}, "by another name");
+  expect_refused([&] { calibration.merge(other); }, {"1 sample in common"});
+  EXPECT_EQ(calibration.num_samples(), 1);
   EXPECT_EQ(calibration.finish().values(), (std::vector<float>{1, 2, 3, -kInf}));
+  // In one run the same text may come twice: its author wanted that.
+  add_sample(calibration, {200, {1, 2, 3, -kInf}}, "s");
+  EXPECT_EQ(calibration.num_samples(), 2);
 }
 
 TEST(Calibration, ASampleThatIsNotFiniteIsNamedAndLeavesNoTrace) {
@@ -233,7 +240,7 @@ TEST(Calibration, TheOrderOfCallsIsKept) {
   const std::vector<float> values(64);
   Calibration calibration(metadata(), 1, 1);
   expect_refused([&] { calibration.finish(); }, {"no sample"});
-  expect_refused([&] { calibration.save("/nonexistent/x"); }, {"no sample to save"});
+  expect_refused([&] { calibration.save("/nonexistent/x"); }, {"no sample and cannot be saved"});
   expect_refused([&] { calibration.begin_sample("s", 0); }, {"sample 's' has 0 tokens"});
   calibration.begin_sample("s", 100);
   expect_refused([&] { calibration.begin_sample("t", 100); }, {"'t'", "'s' is under way"});

@@ -31,6 +31,12 @@ TEST_P(BadInput, IsRefused) {
   std::ofstream(directory / "text") << "Once upon a time.";
   std::ofstream(directory / "model.gguf") << "GGUF, but only the beginning";
   std::ofstream(directory / "list.json") << R"([{"input": "no such field"}])";
+  std::ofstream(directory / "lines.JSONL") << "{\"input_text\": \"a\"}\n{\"text\": \"b\"}\n";
+  std::ofstream(directory / "deep.json") << std::string(100'000, '[');
+  std::ofstream(directory / "digits.json") << "[" << std::string(5000, '7') << "]";
+  std::ofstream(directory / "typed.json") << R"([{"input_text": 5}])";
+  std::ofstream(directory / "table.csv") << "a,b";
+  std::ofstream(directory / "zero.txt") << std::string("a\0b", 3);
   std::ofstream(directory / "object.json") << R"({"input_text": "not a list"})";
   std::ofstream(directory / "broken") << "not a threshold file";
   std::filesystem::create_directory(directory / "empty");
@@ -119,7 +125,7 @@ const Case kCases[] = {
     {"DataWithNul", "calibrate --model TMP/model.gguf --data TMP/nul --out TMP/out", 2,
      "holds a NUL at byte 9"},
     {"JsonWithNul", "calibrate --model TMP/model.gguf --data TMP/nul.json --out TMP/out", 2,
-     "nul.json[0]' holds a NUL in \"input_text\""},
+     "nul.json[0]: holds a NUL in \"input_text\""},
     {"NameForATerminal", std::string(kRun) + "--thresholds \"$(printf 'TMP/\\033]0;x\\007')\"", 2,
      "\\x1b]0;x\\x07"},
     {"OptionForATerminal",
@@ -168,6 +174,18 @@ const Case kCases[] = {
      "calibrate --model TMP/model.gguf --data TMP/list.json --out TMP/out", 2, "input_text"},
     {"CalibrateJsonNoList", "calibrate --model TMP/model.gguf --data TMP/object.json --out TMP/out",
      2, "object.json"},
+    {"CalibrateJsonLines", "calibrate --model TMP/model.gguf --data TMP/lines.JSONL --out TMP/out",
+     2, "lines.JSONL:2: has no string"},
+    {"CalibrateDeepJson", "calibrate --model TMP/model.gguf --data TMP/deep.json --out TMP/out", 2,
+     "deep.json[0]"},
+    {"CalibrateDigits", "calibrate --model TMP/model.gguf --data TMP/digits.json --out TMP/out", 2,
+     "digits.json"},
+    {"CalibrateWrongType", "calibrate --model TMP/model.gguf --data TMP/typed.json --out TMP/out",
+     2, "typed.json[0]"},
+    {"CalibrateUnknownSuffix",
+     "calibrate --model TMP/model.gguf --data TMP/table.csv --out TMP/out", 2, "suffix '.csv'"},
+    {"CalibrateZeroByte", "calibrate --model TMP/model.gguf --data TMP/zero.txt --out TMP/out", 2,
+     "a NUL"},
     {"CalibrateTruncatedModel", std::string(kCalibrate) + "--out TMP/out", 2, "model.gguf"},
     {"BenchWithoutMeasurement", "bench", 2, "subcommand"},
     {"NeedleBenchUnknownBudget",

@@ -59,6 +59,9 @@ TEST_F(CliModel, CalibrateWritesAFileThatSaysWhatItIs) {
   EXPECT_EQ(table.metadata().model, "tales");
   EXPECT_EQ(table.metadata().softmax_scale, 0.125F);
   EXPECT_EQ(table.metadata().max_seqlen, report["max_seqlen"]);
+  EXPECT_TRUE(table.metadata().fingerprint.starts_with("gguf:")) << table.metadata().fingerprint;
+  EXPECT_EQ(Calibration::load(*directory_ / "partial").metadata().fingerprint,
+            table.metadata().fingerprint);
   EXPECT_EQ(table.num_layers(), 30);
   EXPECT_EQ(table.num_heads_q(), 9);
   EXPECT_EQ(table.num_q_blocks(), (table.metadata().max_seqlen + 127) / 128);
@@ -115,6 +118,30 @@ TEST_F(CliModel, RunPrintsATableAndWarnsOnceBeyondTheCalibratedLength) {
   const std::size_t first = run.err.find("warning");
   ASSERT_NE(first, std::string::npos) << run.err;
   EXPECT_EQ(run.err.find("warning", first + 1), std::string::npos);
+}
+
+TEST_F(CliModel, ThresholdsOfOtherWeightsAreSaidOnce) {
+  ThresholdTable table = ThresholdTable::load(thresholds());
+  ThresholdMetadata metadata = table.metadata();
+  metadata.fingerprint = "gguf:" + std::string(32, '1');
+  const std::string other = *directory_ / "other_weights";
+  ThresholdTable(metadata, table.num_layers(), table.num_heads_q(), table.num_q_blocks(),
+                 table.values())
+      .save(other);
+  const std::string rest = " --prompt-tokens 300 --runs 1 --answer-tokens 1 --compare dense";
+  const auto warnings = [&](const std::string& file) {
+    const ProgramRun run = run_program("run" + kModel + kPrompt + rest + " --thresholds " + file);
+    EXPECT_EQ(run.exit_code, 0) << run.err;
+    return run.err;
+  };
+  EXPECT_EQ(warnings(thresholds()), "");
+  EXPECT_EQ(warnings(other + " --allow-other-model"), "");
+  const std::string said = warnings(other);
+  const std::size_t first = said.find("warning");
+  ASSERT_NE(first, std::string::npos) << said;
+  EXPECT_NE(said.find(metadata.fingerprint), std::string::npos) << said;
+  EXPECT_EQ(said.find("warning", first + 1), std::string::npos) << said;
+  std::filesystem::remove(other);
 }
 
 TEST_F(CliModel, NeedleCountsDepths) {

@@ -13,8 +13,10 @@ constexpr float kInf = std::numeric_limits<float>::infinity();
 
 // One sample of `tokens` tokens whose thresholds are `value`, 8 less for the larger budget.
 void save_part(const std::string& path, std::int64_t tokens, float value,
-               const std::string& model = "tiny", std::int64_t heads = 3) {
-  Calibration calibration({{2, 4}, {128, 64}, 0.125f, 0, model, 0, "test", {}}, 2, heads);
+               const std::string& model = "tiny", std::int64_t heads = 3,
+               const std::string& fingerprint = "") {
+  Calibration calibration({{2, 4}, {128, 64}, 0.125f, 0, model, 0, "test", {}, fingerprint}, 2,
+                          heads);
   const std::int64_t blocks = (tokens + 127) / 128;
   std::vector<float> values(static_cast<std::size_t>(2 * heads * blocks), value - 8);
   std::fill_n(values.begin(), heads * blocks, value);
@@ -116,7 +118,19 @@ TEST_F(CliThresholds, MergeRefusesWhatDoesNotFit) {
   expect_failure(run_program("thresholds merge --out " + one_ + " " + one_), 2, {"would be lost"});
   expect_failure(run_program("thresholds merge --out " + directory_ / "no/where" + " " + one_), 1,
                  {"no/where"});
-  EXPECT_EQ(directory_.num_entries(), 4u) << "something half written is left";
+  std::filesystem::create_symlink("one.part", directory_ / "link");
+  std::filesystem::copy_file(one_, directory_ / "copy");
+  expect_failure(run_program("thresholds merge --out " + (directory_ / "link") + " " + one_), 2,
+                 {"would be lost"});
+  expect_failure(run_program(begin + (directory_ / "link")), 2, {"same file"});
+  expect_failure(run_program(begin + (directory_ / "copy")), 2, {"1 sample in common"});
+  save_part(directory_ / "ones", 300, 1, "tiny", 3, "gguf:" + std::string(32, '1'));
+  save_part(directory_ / "twos", 300, 2, "tiny", 3, "gguf:" + std::string(32, '2'));
+  const std::string weights = "thresholds merge --out " + table_ + " " + (directory_ / "ones") +
+                              " " + (directory_ / "twos");
+  expect_failure(run_program(weights), 2, {"twos", "different weights"});
+  EXPECT_EQ(directory_.num_entries(), 8u) << "something half written is left";
+  EXPECT_EQ(run_program(weights + " --allow-other-model").exit_code, 0);
   const ProgramRun renamed = run_program(begin + other + " --model both");
   EXPECT_EQ(renamed.exit_code, 0) << renamed.err;
   EXPECT_EQ(ThresholdTable::load(table_).metadata().model, "both");
@@ -167,7 +181,7 @@ TEST_F(CliThresholds, BadFilesAreRefusedWithAMessage) {
   // A damaged partial calibration is described as one.
   const std::string part = read_bytes(one_);
   write_bytes(bad, part.substr(0, part.size() - 8) + std::string(8, '\xff'));
-  expect_failure(run_program("thresholds show " + bad), 2, {bad, "'reached' holds -1"});
+  expect_failure(run_program("thresholds show " + bad), 2, {bad, "'checksum'", "damaged"});
   expect_failure(run_program("thresholds check " + one_), 2, {"bsfa-calibration"});
 }
 
@@ -210,7 +224,7 @@ TEST_F(CliThresholds, CheckComparesWithWhatIsSaid) {
 
 TEST_F(CliThresholds, ABudgetThatLeavesNothingOutIsNoted) {
   const std::string dense = directory_ / "dense.part";
-  save_part(dense, 300, -kInf);
+  save_part(dense, 256, -kInf);
   ASSERT_EQ(run_program("thresholds merge --out " + table_ + " " + dense).exit_code, 0);
   const ProgramRun run = run_program("thresholds check " + table_);
   EXPECT_EQ(run.exit_code, 0);

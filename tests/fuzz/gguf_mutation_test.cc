@@ -75,7 +75,7 @@ Outcome read(MemoryFile& file, const std::string& bytes) {
   if (!file.write(bytes)) outcome.complaint = "the file cannot be made";
   const std::string path = file.path();
   try {
-    const cli::GgufShape shape = cli::read_gguf_shape(path);
+    const gguf::GgufShape shape = gguf::read_gguf_shape(path);
     outcome.accepted = true;
     if (shape.num_layers < 1 || shape.num_heads_q < 1 || shape.head_dim < 1 ||
         shape.context_length < 0 || !(std::isfinite(shape.softmax_scale)) ||

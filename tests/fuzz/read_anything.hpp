@@ -6,6 +6,7 @@
 #include <string>
 
 #include "bsfa/calibration.hpp"
+#include "bsfa/text.hpp"
 #include "bsfa/thresholds.hpp"
 #include "io/threshold_file.hpp"
 
@@ -27,6 +28,10 @@ inline ReadOutcome read_anything(const void* data, std::size_t size) {
     if (status.message.rfind("input: ", 0) != 0 || status.message.size() < 12) {
       outcome.complaint = "refused without a message: '" + status.message + "'";
     }
+    const std::string thrown = Error(status).what();
+    if (valid_utf8_bytes(thrown) != thrown.size() || thrown.size() > kLongestMessage) {
+      outcome.complaint = "refused with a message that is no short text: '" + thrown + "'";
+    }
   };
   std::optional<ThresholdTable> table;
   if (const Status status = read_threshold_table(source, &table); !status.ok()) {
@@ -47,12 +52,19 @@ inline ReadOutcome read_anything(const void* data, std::size_t size) {
     if (calibration.has_value()) outcome.complaint = "a calibration came out of a refused file";
   } else {
     outcome.calibration = true;
-    try {
-      calibration->merge(*calibration);
-      (void)calibration->finish();
-    } catch (const Error& error) {
-      outcome.complaint = std::string("an accepted calibration cannot be used: ") + error.what();
-    }
+    // Both may be refused for what the calibration is, not for what the file is.
+    const auto use = [&](const auto& call) {
+      try {
+        call();
+      } catch (const Error& error) {
+        if (error.code() != ErrorCode::kInvalidArgument) {
+          outcome.complaint =
+              std::string("an accepted calibration cannot be used: ") + error.what();
+        }
+      }
+    };
+    use([&] { calibration->merge(*calibration); });
+    use([&] { (void)calibration->finish(); });
   }
   return outcome;
 }

@@ -16,12 +16,13 @@
 #include "engine/contest.hpp"
 #include "engine/engine.hpp"
 #include "engine/module.hpp"
+#include "gguf_header.hpp"
 
 namespace bsfa::cli {
 namespace {
 
-// Logits of this model spread over tens; its bf16 weights round every activation, so that any change
-// of the order of additions moves them by tenths. A wrong key moves them by more.
+// Logits of this model spread over tens; its bf16 weights round every activation, so that any
+// change of the order of additions moves them by tenths. A wrong key moves them by more.
 constexpr double kNear = 1.0;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
@@ -86,8 +87,9 @@ std::vector<float> read(const bsfa_ggml_config& config, const std::vector<llama_
   return last_logits(session);
 }
 
-std::string threshold_file(float value) {
+std::string threshold_file(float value, const std::string& fingerprint = "") {
   ThresholdMetadata metadata;
+  metadata.fingerprint = fingerprint;
   metadata.budgets = {4};
   metadata.softmax_scale = 0.125F;
   metadata.max_seqlen = 1024;
@@ -137,6 +139,28 @@ TEST(Llama, MinusInfinityIsDense) {
   for (const bsfa_ggml_layer_stats& layer : Module::instance().layer_stats()) {
     EXPECT_EQ(layer.kept_blocks, layer.visible_blocks);
   }
+}
+
+// What the module says on stderr while it reads with this file.
+std::string said_with(const std::string& file, bool allow_other_model = false) {
+  testing::internal::CaptureStderr();
+  bsfa_ggml_config config = threshold(file);
+  config.allow_other_model = allow_other_model ? 1 : 0;
+  read(config, tale(0, 100));
+  return testing::internal::GetCapturedStderr();
+}
+
+TEST(Llama, ThresholdsOfOtherWeightsAreSaidOnce) {
+  const std::string own = gguf::gguf_fingerprint(model().path());
+  const std::string other = "gguf:" + std::string(32, '1');
+  EXPECT_EQ(said_with(threshold_file(-kInfinity, own)), "");  // whatever the name is
+  EXPECT_EQ(said_with(threshold_file(-kInfinity, other), true), "");
+  const std::string file = threshold_file(-kInfinity, other);
+  const std::string said = said_with(file);
+  EXPECT_NE(said.find(other), std::string::npos) << said;
+  EXPECT_NE(said.find(own), std::string::npos) << said;
+  EXPECT_NE(said.find("BSFA_ALLOW_OTHER_MODEL"), std::string::npos) << said;
+  EXPECT_EQ(said_with(file), "");
 }
 
 TEST(Llama, PlusInfinityIsAWindowOfNoBlocks) {

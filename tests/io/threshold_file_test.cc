@@ -44,7 +44,15 @@ TEST(ThresholdFile, OtherWritersMayOrderPadAndSpaceAsTheyLike) {
 TEST(ThresholdFile, WritesTheFormatOfTheMethodPage) {
   const TemporaryDirectory directory;
   const std::string path = directory / "t.safetensors";
-  ThresholdMetadata metadata{{2, 4}, {128, 64}, 0.1f, 200, "M \"q\" \\ \u00e9", 3, "p", 4};
+  ThresholdMetadata metadata{{2, 4},
+                             {128, 64},
+                             0.1f,
+                             200,
+                             "M \"q\" \\ \u00e9",
+                             3,
+                             "p",
+                             4,
+                             "torch:0123456789abcdef0123456789abcdef"};
   ThresholdTable(metadata, 1, 2, 2, good_values()).save(path);
   const std::string bytes = read_bytes(path);
   ASSERT_GT(bytes.size(), 8u);
@@ -54,12 +62,58 @@ TEST(ThresholdFile, WritesTheFormatOfTheMethodPage) {
   ASSERT_EQ(bytes.size(), 8 + length + 32);
   std::string json = bytes.substr(8, length);
   json.erase(json.find_last_not_of(' ') + 1);
-  EXPECT_EQ(json,
-            R"({"__metadata__":{"budgets":"[2,4]","format":"bsfa-thresholds","kv_block":"64",)"
-            R"("max_seqlen":"200","model":"M \"q\" \\ é","num_samples":"3","producer":"p",)"
-            R"("q_block":"128","recommended_budget":"4","softmax_scale":"0.1","version":"1"},)"
-            R"("thresholds":{"dtype":"F32","shape":[2,1,2,2],"data_offsets":[0,32]}})");
+  EXPECT_EQ(
+      json,
+      R"({"__metadata__":{"budgets":"[2,4]",)"
+      // by another program
+      R"("checksum":"sha256:926a7d9944f0e457f464874fa41e494ea875bce6f53b0ef1a3f18598614ddba5",)"
+      R"("fingerprint":"torch:0123456789abcdef0123456789abcdef",)"
+      R"("format":"bsfa-thresholds","kv_block":"64",)"
+      R"("max_seqlen":"200","model":"M \"q\" \\ é","num_samples":"3","producer":"p",)"
+      R"("q_block":"128","recommended_budget":"4","softmax_scale":"0.1","version":"1"},)"
+      R"("thresholds":{"dtype":"F32","shape":[2,1,2,2],"data_offsets":[0,32]}})");
   EXPECT_EQ(bytes.substr(8 + length), raw(good_values()));
+}
+
+TEST(ThresholdFile, AFlippedBitIsRefused) {
+  const TemporaryDirectory directory;
+  const std::string path = directory / "t.safetensors", again = directory / "again";
+  const ThresholdMetadata metadata{{2, 4},    {128, 64}, 0.125f,
+                                   200,       "tiny",    3,
+                                   "by hand", 4,         "gguf:0123456789abcdef0123456789abcdef"};
+  ThresholdTable(metadata, 1, 2, 2, good_values()).save(path);
+  const std::string good = read_bytes(path);
+  int by_checksum = 0;
+  for (std::size_t bit = 0; bit < good.size() * 8; ++bit) {
+    std::string bad = good;
+    bad[bit / 8] = static_cast<char>(bad[bit / 8] ^ (1 << bit % 8));
+    write_bytes(path, bad);
+    const Status status = error_of([&] { ThresholdTable::load(path).save(again); });
+    // The one thing that may go unseen is that there is a checksum.
+    const bool unseen = status.ok() && bad.find("\"checksum\"") == std::string::npos;
+    EXPECT_TRUE(status.code == ErrorCode::kFormat || unseen)
+        << "bit " << bit << " " << bad.substr(bit / 8 - 20, 40) << status.message;
+    if (unseen) {
+      EXPECT_EQ(read_bytes(again), good) << "bit " << bit;
+    }
+    if (status.message.find("it is damaged") != std::string::npos) ++by_checksum;
+  }
+  EXPECT_GE(by_checksum, 32 * 8 - 8 * 8) << "damaged data was refused for other reasons";
+}
+
+TEST(ThresholdFile, FieldsOfOthersAreNotUnderTheChecksum) {
+  const TemporaryDirectory directory;
+  const std::string path = directory / "t.safetensors";
+  ThresholdTable({{2, 4}, {128, 64}, 0.125f, 200, "tiny", 3, "p", {}}, 1, 2, 2, good_values())
+      .save(path);
+  const std::string bytes = read_bytes(path);
+  std::string json = bytes.substr(8, bytes.size() - 8 - 32);
+  json = replaced(json, R"("version":"1")", R"("version":"1","notes":"mine")");
+  write_bytes(path, container(json, raw(good_values())));
+  EXPECT_EQ(ThresholdTable::load(path).values(), good_values());
+  write_bytes(path, container(replaced(json, R"("num_samples":"3")", R"("num_samples":"4")"),
+                              raw(good_values())));
+  EXPECT_EQ(error_of([&] { ThresholdTable::load(path); }).code, ErrorCode::kFormat);
 }
 
 TEST(ThresholdFile, EveryBitComesBack) {

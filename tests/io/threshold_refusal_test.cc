@@ -44,6 +44,7 @@ std::vector<Refusal> refusals() {
       {"NotAnObject", with_header("[1]"), {"header starts with '[1]'", "JSON object"}},
       {"EmptyHeader", container("", ""), {"header starts with ''"}},
       {"NotJson", with_header("{\"a\": }"), {"not valid JSON at byte"}},
+      {"ZeroByte", with_header(header + std::string("\0{", 2)), {"a NUL at"}},
       {"TrailingJson", with_header(header + "{}"), {"not valid JSON"}},
       {"NotUtf8", with_field("tiny", "ti\xff\xfe"), {"not valid JSON"}},
       {"TruncatedJson", with_header(header.substr(0, header.size() - 3)), {"not valid JSON"}},

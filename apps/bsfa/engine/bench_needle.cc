@@ -18,7 +18,7 @@ namespace {
 struct NeedleOptions {
   ModelOptions model;
   std::string prompt_file;
-  std::string thresholds;
+  ThresholdOptions thresholds;
   std::vector<std::int64_t> budgets;
   std::int64_t prompt_tokens = 3700;
   int depths = 10;
@@ -28,23 +28,24 @@ struct NeedleOptions {
 
 void needle(const NeedleOptions& options) {
   const std::string text = read_text_file("--prompt-file", options.prompt_file);
-  const ThresholdTable table = ThresholdTable::load(options.thresholds);
+  const ThresholdTable table = ThresholdTable::load(options.thresholds.thresholds);
   const Model model(options.model.model);
   table.check_model(options.model.model, model.num_layers(), model.num_heads_q(),
                     table.metadata().softmax_scale);
+  if (!options.thresholds.allow_other_model) warn_of_other_model(table, model);
   std::vector<std::int64_t> budgets = options.budgets;
   if (budgets.empty() && table.metadata().recommended_budget) {
     budgets.push_back(*table.metadata().recommended_budget);
   }
   if (budgets.empty()) {
-    throw Error(
-        ErrorCode::kInvalidArgument,
-        "--budget: " + quote(options.thresholds, kLongestPath) + " recommends none; name one");
+    throw Error(ErrorCode::kInvalidArgument,
+                "--budget: " + quote(options.thresholds.thresholds, kLongestPath) +
+                    " recommends none; name one");
   }
   std::vector<Contestant> contestants{make_contestant("dense", "", 0, false)};
   for (const std::int64_t budget : budgets) {
     (void)table.view(budget, 0);  // refuses a budget that is not in the file
-    contestants.push_back(make_contestant("bsfa", options.thresholds, budget, false));
+    contestants.push_back(make_contestant("bsfa", options.thresholds.thresholds, budget, false));
   }
 
   struct Tally {
@@ -123,9 +124,7 @@ void add_bench_needle(CLI::App& bench) {
   needle_verb->add_option("--prompt-file", needle_options->prompt_file, "The text around it")
       ->required()
       ->type_name("FILE");
-  needle_verb->add_option("--thresholds", needle_options->thresholds, "The model's threshold file")
-      ->required()
-      ->type_name("FILE");
+  needle_options->thresholds.add_to(*needle_verb);
   needle_verb
       ->add_option("--budget", needle_options->budgets,
                    "One or more of the file's budgets; default: the recommended one")

@@ -55,6 +55,7 @@ std::int64_t session_tokens(std::int64_t tokens, std::int64_t answer_tokens) {
 Contestant make_contestant(const std::string& name, const std::string& thresholds,
                            std::int64_t budget, bool exact) {
   Contestant contestant{name, {}};
+  contestant.config.allow_other_model = 1;  // warn_of_other_model has looked
   contestant.config.compute = exact ? BSFA_GGML_EXACT : BSFA_GGML_BF16;
   if (name == "stock") {
     contestant.config.mode = BSFA_GGML_OFF;

@@ -10,6 +10,7 @@
 #include <filesystem>
 
 #include "engine/module.hpp"
+#include "gguf_header.hpp"
 
 namespace bsfa::cli {
 namespace {
@@ -176,6 +177,14 @@ std::vector<llama_token> Session::generate(std::int64_t max_tokens) {
     read({token});
   }
   return answer;
+}
+
+void warn_of_other_model(const ThresholdTable& thresholds, const Model& model) {
+  const std::string warning =
+      thresholds.other_model(model.path(), gguf::gguf_fingerprint(model.path()));
+  if (warning.empty()) return;
+  std::fprintf(stderr, "bsfa: warning: %s (--allow-other-model if that is meant)\n",
+               warning.c_str());
 }
 
 llama_token argmax(const float* logits, std::int64_t count) {

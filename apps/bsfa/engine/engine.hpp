@@ -2,6 +2,7 @@
 
 #include <llama-cpp.h>
 
+#include <bsfa/thresholds.hpp>
 #include <cstdint>
 #include <functional>
 #include <string>
@@ -73,6 +74,10 @@ class Session {
   Options options_;
   llama_context_ptr context_;
 };
+
+// Says on stderr if the thresholds name other weights, or another model, than this one's. The
+// module is told not to say it again (Contestant).
+void warn_of_other_model(const ThresholdTable& thresholds, const Model& model);
 
 llama_token argmax(const float* logits, std::int64_t count);
 

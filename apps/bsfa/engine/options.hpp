@@ -25,4 +25,19 @@ struct ModelOptions {
   }
 };
 
+// What every verb that runs a model with thresholds takes besides.
+struct ThresholdOptions {
+  std::string thresholds;
+  bool allow_other_model = false;
+
+  void add_to(CLI::App& verb) {
+    verb.add_option("--thresholds", thresholds,
+                    "The model's threshold file (bsfa calibrate makes one)")
+        ->required()
+        ->type_name("FILE");
+    verb.add_flag("--allow-other-model", allow_other_model,
+                  "No warning if the thresholds were made for other weights");
+  }
+};
+
 }  // namespace bsfa::cli

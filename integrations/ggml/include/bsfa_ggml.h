@@ -20,7 +20,7 @@ extern "C" {
 #endif
 
 #define BSFA_GGML_API_NAME "bsfa_ggml_api"
-#define BSFA_GGML_API_VERSION 1
+#define BSFA_GGML_API_VERSION 2
 
 enum bsfa_ggml_mode {
   BSFA_GGML_OFF = 0,            /* claim nothing: llama.cpp as if the backend were not loaded */
@@ -53,6 +53,7 @@ struct bsfa_ggml_config {
   const char* backend;    /* by name, "": the best, NULL: BSFA_BACKEND's, or the best */
   bsfa_ggml_block_max_callback block_max; /* CALIBRATE */
   void* user;                             /* handed to block_max */
+  int32_t allow_other_model; /* THRESHOLD: 1: no warning if the thresholds name other weights */
 };
 
 struct bsfa_ggml_layer_stats {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bsfa/error.hpp>
+#include <bsfa/fingerprint.hpp>
 #include <bsfa/text.hpp>
 #include <cerrno>
 #include <cmath>
@@ -11,12 +12,14 @@
 #include <limits>
 #include <map>
 #include <optional>
+#include <utility>
 #include <vector>
 
 // GGUF: magic, version, number of tensors and of fields; then fields: key, type, value. All
-// little-endian; strings and lists start with a 64-bit length.
+// little-endian; strings and lists start with a 64-bit length. Then the tensors: name, number of
+// axes, extents, type, offset from the start of the data, which follows, aligned.
 
-namespace bsfa::cli {
+namespace bsfa::gguf {
 namespace {
 
 enum GgufType : std::uint32_t {
@@ -56,11 +59,52 @@ class GgufReader {
     if (version != 2 && version != 3) {
       refuse("has GGUF version " + std::to_string(version) + "; expected 2 or 3");
     }
-    (void)read_as<std::uint64_t>();  // number of tensors
+    num_tensors_ = read_as<std::uint64_t>();
     const auto num_fields = read_as<std::uint64_t>();
     for (std::uint64_t n = 0; n < num_fields; ++n) {
       const std::string key = read_string();
       read_value(key, read_as<std::uint32_t>());
+    }
+  }
+
+  struct Tensor {
+    std::string name;
+    std::vector<std::int64_t> shape;
+    std::uint32_t type = 0;
+    std::uint64_t offset = 0;  // from the start of the data
+  };
+
+  // After the fields.
+  std::vector<Tensor> read_tensors() {
+    std::vector<Tensor> tensors;
+    for (std::uint64_t n = 0; n < num_tensors_; ++n) {
+      Tensor& tensor = tensors.emplace_back();
+      tensor.name = read_string();
+      const auto axes = read_as<std::uint32_t>();
+      if (axes > 8) refuse("has a tensor of " + std::to_string(axes) + " axes");
+      for (std::uint32_t axis = 0; axis < axes; ++axis) {
+        tensor.shape.push_back(read_as<std::int64_t>());
+      }
+      tensor.type = read_as<std::uint32_t>();
+      tensor.offset = read_as<std::uint64_t>();
+    }
+    const double alignment = number("general.alignment").value_or(32);
+    if (!(alignment >= 1 && alignment <= 1 << 20)) {
+      refuse("has the field 'general.alignment' = " + std::to_string(alignment));
+    }
+    const auto step = static_cast<std::uint64_t>(alignment);
+    data_begin_ = (position_ + step - 1) / step * step;
+    return tensors;
+  }
+
+  std::uint64_t data_size() const { return size_ > data_begin_ ? size_ - data_begin_ : 0; }
+
+  void append_data(std::uint64_t offset, std::uint64_t count, std::string* to) {
+    file_.seekg(static_cast<std::streamoff>(data_begin_ + offset));
+    const std::size_t before = to->size();
+    to->resize(before + count);
+    if (!file_.read(to->data() + before, static_cast<std::streamsize>(count))) {
+      refuse("ends within its tensors (truncated)");
     }
   }
 
@@ -200,6 +244,8 @@ class GgufReader {
   std::ifstream file_;
   std::uint64_t size_ = 0;
   std::uint64_t position_ = 0;
+  std::uint64_t num_tensors_ = 0;
+  std::uint64_t data_begin_ = 0;
   std::map<std::string, std::string> texts_;
   std::map<std::string, double> numbers_;
 };
@@ -230,4 +276,32 @@ GgufShape read_gguf_shape(const std::string& path) {
   return shape;
 }
 
-}  // namespace bsfa::cli
+std::string gguf_fingerprint(const std::string& path) {
+  constexpr std::uint64_t kPieces = 8, kPieceBytes = 32;
+  GgufReader reader(path);
+  reader.read_fields();
+  std::vector<GgufReader::Tensor> tensors = reader.read_tensors();
+  if (tensors.empty()) return "";
+  // A tensor's data ends where the next one's begins; the padding between them says nothing else.
+  std::sort(tensors.begin(), tensors.end(),
+            [](const auto& a, const auto& b) { return a.offset < b.offset; });
+  std::vector<WeightSample> samples;
+  for (std::size_t n = 0; n < tensors.size(); ++n) {
+    const std::uint64_t begin = tensors[n].offset;
+    const std::uint64_t end = n + 1 < tensors.size() ? tensors[n + 1].offset : reader.data_size();
+    if (begin > end || end > reader.data_size())
+      reader.refuse("ends within its tensors (truncated)");
+    const std::uint64_t room = end - begin;
+    const std::uint64_t piece = std::min(kPieceBytes, room);
+    WeightSample& sample = samples.emplace_back();
+    sample.name = tensors[n].name;
+    sample.shape = tensors[n].shape;
+    sample.bytes = std::to_string(tensors[n].type) + ":";
+    for (std::uint64_t i = 0; i < kPieces; ++i) {
+      reader.append_data(begin + (room - piece) / (kPieces - 1) * i, piece, &sample.bytes);
+    }
+  }
+  return weight_fingerprint("gguf", std::move(samples));
+}
+
+}  // namespace bsfa::gguf

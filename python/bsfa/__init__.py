@@ -17,6 +17,7 @@ from bsfa._core import (
     ThresholdTable,
     attention_forward,
     backends,
+    merge_files,
     plan_attention,
     predicted_density,
     select_thresholds,
@@ -29,6 +30,7 @@ from bsfa.errors import (
     FileError,
     FormatError,
     InvalidArgumentError,
+    OtherModelWarning,
     UnsupportedError,
 )
 
@@ -67,6 +69,7 @@ __all__ = [
     "InvalidArgumentError",
     "LayerStats",
     "ModelStats",
+    "OtherModelWarning",
     "Sparge",
     "ThresholdTable",
     "UnsupportedError",
@@ -78,6 +81,7 @@ __all__ = [
     "enable",
     "flash_attn_func",
     "flash_attn_varlen_func",
+    "merge_files",
     "plan_attention",
     "predicted_density",
     "select_thresholds",

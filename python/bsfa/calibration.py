@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,12 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bsfa._core import Calibration, ThresholdTable, select_thresholds, version
-from bsfa.errors import FileError, FormatError, InvalidArgumentError
+from bsfa import _core
+from bsfa._core import Calibration, ThresholdTable, same_file, select_thresholds, version
+from bsfa.errors import FileError, InvalidArgumentError
 from bsfa.hf import api
 from bsfa.hf.attention import MIN_QUERIES, NAME
 from bsfa.hf.masks import MaskPlan
 from bsfa.hf.state import Settings, State, drop_state, find_state, put_state
+from bsfa.identity import fingerprint
 
 __all__ = ["Sample", "calibrate", "read_samples"]
 
@@ -35,46 +36,45 @@ class Sample:
 
 
 def read_samples(paths: Sequence[str | os.PathLike[str]]) -> list[Sample]:
-    """Texts from files: folders are read through, text files are one sample each.
+    """Texts from files, and from the files of folders (not those whose names begin with a dot).
 
-    A `.json` file is the published format, a list of objects with "input_text" and "task_name".
+    By suffix, in upper or lower case: plain text (.txt, .text, .md, .rst or none), one sample a
+    file; .json, a list of samples; .jsonl or .ndjson, a sample a line. A sample in JSON is a
+    string, or an object with the string "input_text" (the published format). Everything else is
+    refused, naming the file and the place in it.
     """
-    files: list[str] = []
-    for path in [os.fspath(path) for path in paths]:
-        if os.path.isdir(path):
-            inside = sorted(entry.path for entry in os.scandir(path) if entry.is_file())
-            files.extend(inside)
-        else:
-            files.append(path)
-    samples = []
-    for path in files:
-        try:
-            with open(path, encoding="utf-8") as file:
-                text = file.read()
-        except OSError as error:
-            raise FileError(f"{path}: cannot be read: {error.strerror}") from error
-        except UnicodeDecodeError as error:
-            raise FormatError(f"{path}: not UTF-8 text (byte {error.start})") from error
-        if not path.endswith(".json"):
-            samples.append(Sample(path, text))
-            continue
-        try:
-            listed = json.loads(text)
-        except ValueError as error:
-            raise FormatError(f"{path}: not JSON: {error}") from error
-        if not isinstance(listed, list):
-            raise FormatError(f"{path}: holds a {type(listed).__name__}; expected a list")
-        for index, item in enumerate(listed):
-            if not isinstance(item, dict) or not isinstance(item.get("input_text"), str):
-                raise FormatError(f'{path}[{index}]: has no string "input_text"')
-            samples.append(Sample(f"{path}[{index}]", item["input_text"]))
-    return samples
+    return [Sample(name, text) for name, text in _core.read_samples([os.fspath(p) for p in paths])]
+
+
+def _one_sequence(name: str, item: Any) -> Tensor:
+    """int64 [tokens] of token ids [tokens] or [1, tokens]."""
+    try:
+        ids = torch.as_tensor(item)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise InvalidArgumentError(
+            f"{name} is of type {type(item).__name__}; accepted: a text, or token ids"
+        ) from error
+    if ids.dim() == 2 and ids.shape[0] == 1:
+        ids = ids[0]
+    if ids.dim() != 1:
+        raise InvalidArgumentError(
+            f"{name} has token ids of shape {list(ids.shape)}; accepted: [tokens] or [1, tokens], "
+            "one sequence a sample"
+        )
+    if len(ids) > 0 and (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool):
+        raise InvalidArgumentError(f"{name} has token ids of {ids.dtype}; accepted: whole numbers")
+    return ids.to(torch.int64)
 
 
 def _token_ids(
     data: Sequence[Sample | str | Tensor | Sequence[int]], tokenizer: Any, max_seqlen: int | None
 ) -> list[tuple[str, Tensor]]:
     """(name, int64 [tokens]) of every sample, cut to max_seqlen."""
+    if isinstance(data, (str, bytes, os.PathLike)):
+        raise InvalidArgumentError(
+            f"data is of type {type(data).__name__}; expected a list of samples (read_samples "
+            "reads files)"
+        )
     tokens = []
     for index, item in enumerate(data):
         name = f"sample {index}"
@@ -86,8 +86,7 @@ def _token_ids(
                     f"{name} is text and tokenizer is missing; give the model's, or token ids"
                 )
             item = tokenizer(item, return_tensors="pt", verbose=False)["input_ids"]
-        ids = torch.as_tensor(item).flatten().to(torch.int64)
-        ids = ids[:max_seqlen]
+        ids = _one_sequence(name, item)[:max_seqlen]
         if len(ids) < MIN_QUERIES:
             raise InvalidArgumentError(
                 f"{name} has {len(ids)} tokens; accepted: {MIN_QUERIES} or more"
@@ -177,6 +176,18 @@ def _observed(model: Any, observer: _Collector, compute_type: str, backend: str)
         api._switch(model, config, implementation)
 
 
+def _resume(calibration: Calibration, path: str, allow_other_model: bool) -> None:
+    """Takes the sums of an interrupted calibration, if they are of these weights."""
+    interrupted = Calibration.load(path)
+    try:
+        calibration.merge(interrupted, allow_other_model=allow_other_model)
+    except InvalidArgumentError as error:
+        raise InvalidArgumentError(
+            f"{path}, the sums of an interrupted calibration: {error}; remove the file to begin "
+            "anew"
+        ) from error
+
+
 def calibrate(
     model: Any,
     data: Sequence[Sample | str | Tensor | Sequence[int]],
@@ -190,6 +201,7 @@ def calibrate(
     partial: str | os.PathLike[str] | None = None,
     compute_type: str = "native",
     backend: str = "",
+    allow_other_model: bool = False,
     progress: Progress | None = None,
 ) -> ThresholdTable:
     """Calibrates thresholds in one dense pass over the samples.
@@ -207,6 +219,8 @@ def calibrate(
         partial: also write the sums, for `thresholds merge`.
         compute_type: native, float32 or bfloat16.
         backend: a name from `bsfa.backends()`; empty: the best.
+        allow_other_model: go on with the sums of an interrupted calibration although the weights
+            are others now; the thresholds then name no weights.
         progress: called with (samples done, samples, name of the next).
 
     Layers that the gate does not serve (the model's own window, a softcap) get -inf: dense.
@@ -221,6 +235,10 @@ def calibrate(
         folder = os.path.dirname(os.path.abspath(target)) if target is not None else "."
         if not os.path.isdir(folder):
             raise FileError(f"{name}: there is no folder {folder}")
+    if out is not None and partial is not None and same_file(os.fspath(out), os.fspath(partial)):
+        raise InvalidArgumentError(
+            f"out and partial are one file, {partial}; its sums would be lost"
+        )
     tokens = _token_ids(data, tokenizer, max_seqlen)
     calibration = Calibration(
         budgets=budgets,
@@ -230,13 +248,14 @@ def calibrate(
         num_heads_q=shape.num_heads_q,
         producer=f"bsfa {version()} with transformers",
         recommended_budget=recommend,
+        fingerprint=fingerprint(model),
     )
     resume = None
     if out is not None:
         key = _digest(tokens, calibration.model, budgets, str(model.dtype), compute_type)
         resume = f"{os.fspath(out)}.{key}.partial"
         if os.path.exists(resume):
-            calibration.merge(Calibration.load(resume))
+            _resume(calibration, resume, allow_other_model)
 
     collector = _Collector(calibration, budgets, shape.num_heads_q)
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
@@ -250,6 +269,10 @@ def calibrate(
             try:
                 decoder(input_ids=ids[None].to(device), use_cache=False)
                 collector.end_sample()
+                if len(collector.ungated) == shape.num_layers:  # the next samples are no better
+                    raise InvalidArgumentError(
+                        f"{shape.name} has no layer that the gate serves; nothing was calibrated"
+                    )
             except BaseException:
                 collector.drop_sample()
                 raise
@@ -257,10 +280,6 @@ def calibrate(
                 calibration.save(resume)
     if progress is not None:
         progress(len(tokens), len(tokens), "")
-    if len(collector.ungated) == shape.num_layers:
-        raise InvalidArgumentError(
-            f"{shape.name} has no layer that the gate serves; nothing was calibrated"
-        )
     table = calibration.finish()
     if partial is not None:
         calibration.save(os.fspath(partial))

@@ -25,5 +25,9 @@ class DeviceError(Error, RuntimeError):
     """A failure of a device or its driver."""
 
 
+class OtherModelWarning(UserWarning):
+    """Thresholds name other weights, or another model, than the one that is to use them."""
+
+
 class FallbackWarning(UserWarning):
     """Somewhere the method does not apply, and the model's own attention ran instead."""

@@ -5,25 +5,47 @@ Read with `weights_only=True` alone: no pickle is ever executed.
 
 from __future__ import annotations
 
+import io
 import os
-import tempfile
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bsfa._core import ThresholdTable, version
+from bsfa._core import ThresholdTable, version, write_file
 from bsfa.errors import FileError, FormatError, InvalidArgumentError
 
 __all__ = ["load_pt", "save_pt"]
 
 
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = 100
+MOST = 2**31 - 1  # of the whole numbers in a file: budgets, extents, tokens
+
+
+def _shown(value: Any) -> str:
+    """Something out of a file, fit for a message: short, and ASCII."""
+    try:
+        text = ascii(_REPR.repr(value))[1:-1]
+    except Exception:  # integers of thousands of digits, for one
+        text = f"of type {type(value).__name__}"
+    return text if len(text) <= 100 else text[:97] + "..."
+
+
+def _readable(value: Any) -> bool:
+    """Whether it is a tensor with all of its values here."""
+    return isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta
+
+
 def _whole_number(path: str, field: str, value: Any) -> int:
-    if isinstance(value, Tensor) and value.numel() == 1:
+    if _readable(value) and value.numel() == 1:
         value = value.item()
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise FormatError(f"{path}: {field} is {value!r}; expected a whole number")
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MOST:
+        raise FormatError(
+            f"{path}: {field} is {_shown(value)}; expected a whole number, 0 to {MOST}"
+        )
     return value
 
 
@@ -33,7 +55,7 @@ def _read(path: str) -> Mapping[str, Any]:
     except OSError as error:
         raise FileError(f"{path}: cannot be read: {error.strerror or error}") from error
     except Exception as error:  # torch and zipfile raise whatever comes to their mind
-        first = str(error).split("\n", 1)[0]
+        first = _shown(str(error).split("\n", 1)[0])
         raise FormatError(
             f"{path}: not a torch file that loads without executing anything ({first})"
         ) from error
@@ -62,32 +84,44 @@ def load_pt(
         if field not in content
     ]
     if missing:
-        raise FormatError(f"{path}: has no field {missing[0]!r}; found {sorted(map(str, content))}")
+        raise FormatError(f"{path}: has no field {missing[0]!r}; found {_shown(list(content))}")
     values = content["thresholds"]
-    if not isinstance(values, Tensor) or values.dim() != 4 or not values.is_floating_point():
+    if (
+        not isinstance(values, Tensor)
+        or values.dim() != 4
+        or not values.is_floating_point()
+        or not _readable(values)
+    ):
         raise FormatError(
-            f"{path}: thresholds is not a floating-point tensor of 4 axes "
+            f"{path}: thresholds is not a dense floating-point tensor of 4 axes "
             "[num_budgets, num_layers, num_heads, num_q_blocks]"
         )
+    values = values.detach()
     listed = content["k_values"]
-    if isinstance(listed, Tensor):
+    if _readable(listed):
         listed = listed.tolist()
     if not isinstance(listed, (list, tuple)) or len(listed) != values.shape[0]:
         raise FormatError(
-            f"{path}: k_values is {listed!r}; expected a list of the {values.shape[0]} budgets on "
-            "the first axis of thresholds"
+            f"{path}: k_values is {_shown(listed)}; expected a list of the {values.shape[0]} "
+            "budgets on the first axis of thresholds"
         )
     budgets = [_whole_number(path, "k_values", budget) for budget in listed]
     for field, axis in (("num_layers", 1), ("num_heads", 2), ("max_num_blocks", 3)):
         stated = content.get(field)
         if stated is not None and _whole_number(path, field, stated) != values.shape[axis]:
             raise FormatError(
-                f"{path}: {field} is {stated}; thresholds has {values.shape[axis]} on axis {axis}"
+                f"{path}: {field} is {_shown(stated)}; thresholds has {values.shape[axis]} on axis "
+                f"{axis}"
             )
     block = (
         _whole_number(path, "q_block_size", content["q_block_size"]),
         _whole_number(path, "k_block_size", content["k_block_size"]),
     )
+    if max_seqlen is None and values.shape[3] * block[0] > MOST:
+        raise FormatError(
+            f"{path}: q_block_size is {block[0]}; with {values.shape[3]} query blocks these are "
+            f"more than {MOST} tokens"
+        )
     order = sorted(range(len(budgets)), key=budgets.__getitem__)
     try:
         return ThresholdTable(
@@ -116,15 +150,6 @@ def save_pt(table: ThresholdTable, path: str | os.PathLike[str]) -> None:
         "num_layers": table.num_layers,
         "num_heads": table.num_heads_q,
     }
-    folder = os.path.dirname(os.path.abspath(path))
-    try:
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=".bsfa-")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                torch.save(content, file)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
-    except OSError as error:
-        raise FileError(f"{path}: cannot be written: {error.strerror or error}") from error
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_file(path, buffer.getvalue())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,66 @@ def test_layers_that_are_not_gated_stay_dense() -> None:
         bsfa.calibrate(windowed, [tokens(1, 400)], budgets=[1])
 
 
+def test_a_refused_calibration_leaves_nothing_to_go_on_with(tmp_path: Path) -> None:
+    windowed = tiny_model("mistral-windowed")
+    samples = [tokens(1, 400, seed=s) for s in range(2)]
+    out, partial = tmp_path / "t.safetensors", tmp_path / "sums"
+    started: list[int] = []
+    for _ in range(2):  # the second time as the first
+        with pytest.raises(bsfa.InvalidArgumentError, match="nothing was calibrated"):
+            bsfa.calibrate(
+                windowed, samples, budgets=[1], out=out, partial=partial,
+                progress=lambda *step: started.append(step[0]),
+            )  # fmt: skip
+        assert list(tmp_path.iterdir()) == []
+    assert started == [0, 0]  # not after hours
+    assert windowed.config._attn_implementation == "sdpa"
+
+
+def test_sums_of_nothing_do_not_become_a_table(tmp_path: Path) -> None:
+    """As an earlier version left them beside the file."""
+    sums = bsfa.Calibration(budgets=[1], softmax_scale=0.25, model="m", num_layers=1, num_heads_q=1)
+    sums.begin_sample("s", 400)
+    sums.add(0, 0, 400, torch.full((1, 1, 4), -torch.inf))
+    sums.end_sample()
+    for use in (sums.finish, lambda: sums.save(str(tmp_path / "sums"))):
+        with pytest.raises(bsfa.InvalidArgumentError, match="nothing was calibrated"):
+            use()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_weights_are_not_averaged_in(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    samples = [tokens(1, 200, seed=s) for s in range(2)]
+    out = tmp_path / "t.safetensors"
+    arguments = {"budgets": [1], "model_name": "tiny", "out": out}
+
+    def interrupt(done: int, total: int, name: str) -> None:
+        if done == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bsfa.calibrate(model, samples, progress=interrupt, **arguments)
+    (sums,) = tmp_path.iterdir()
+    before = sums.read_bytes()
+    with torch.no_grad():
+        model.model.layers[1].self_attn.k_proj.weight.mul_(1.01)
+    with pytest.raises(bsfa.InvalidArgumentError, match=r"different weights.*remove the file"):
+        bsfa.calibrate(model, samples, **arguments)
+    assert sums.read_bytes() == before
+    table = bsfa.calibrate(model, samples, allow_other_model=True, **arguments)
+    assert (table.num_samples, table.fingerprint) == (2, "")
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_out_and_partial_are_two_files(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("t")
+    with pytest.raises(bsfa.InvalidArgumentError, match="one file"):
+        bsfa.calibrate(
+            tiny_model("llama"), [tokens(1, 100)], out=tmp_path / "t", partial=tmp_path / "link"
+        )
+
+
 def test_an_interrupted_calibration_goes_on(tmp_path: Path) -> None:
     model = tiny_model("llama")
     samples = [tokens(1, 200, seed=s) for s in range(3)]
@@ -123,6 +184,12 @@ def test_bad_samples_are_refused_by_name() -> None:
         ([], "data has no samples"),
         ([tokens(1, 5)], "sample 0 has 5 tokens"),
         (["text"], "sample 0 is text and tokenizer is missing"),
+        ([tokens(2, 100)], r"sample 0 has token ids of shape \[2, 100\]; accepted: \[tokens\]"),
+        ([tokens(1, 100), tokens(1, 100)[None]], r"sample 1 has token ids of shape \[1, 1, 100\]"),
+        ([[1, [2]]], "sample 0 is of type list"),
+        ([{"input_text": "a"}], "sample 0 is of type dict"),
+        ([torch.ones(100)], "token ids of torch.float32"),
+        ("a text", "data is of type str"),
     ):
         with pytest.raises(bsfa.InvalidArgumentError, match=message):
             bsfa.calibrate(model, data)
@@ -144,24 +211,37 @@ def test_values_that_are_not_finite_are_refused() -> None:
 
 
 def test_reading_samples(tmp_path: Path) -> None:
+    """By the library's reader, whose own tests hold it to more."""
     (tmp_path / "b.txt").write_text("second")
-    (tmp_path / "a.json").write_text(
-        json.dumps([{"input_text": "first", "task_name": "t"}, {"input_text": "more"}])
+    (tmp_path / "a.JSON").write_text(
+        json.dumps([{"input_text": "first", "task_name": "t"}, {"input_text": "more"}, "and"])
     )
-    assert [s.text for s in calibration.read_samples([tmp_path])] == ["first", "more", "second"]
+    (tmp_path / "c.jsonl").write_text('{"input_text": "third"}\n\n"last"\n')
+    found = calibration.read_samples([tmp_path])
+    assert [s.text for s in found] == ["first", "more", "and", "second", "third", "last"]
+    assert found[1].name == f"{tmp_path}/a.JSON[1]"
+    assert found[5].name == f"{tmp_path}/c.jsonl:3"
     for content, message in (
-        ("{", "not JSON"),
+        ("[", "not JSON"),
         ("{}", "expected a list"),
         ('[{"task_name": "t"}]', r"\[0\]: has no string"),
+        ('[{"input_text": 5}]', r"\[0\]: has no string"),
+        ("[" * 100_000, r"\[0\]: is a list"),
+        (f"[{'7' * 5000}]", "a.JSON"),
     ):
-        (tmp_path / "a.json").write_text(content)
+        (tmp_path / "a.JSON").write_text(content)
         with pytest.raises(bsfa.FormatError, match=message):
-            calibration.read_samples([tmp_path / "a.json"])
-    with pytest.raises(bsfa.FileError, match="cannot be read"):
+            calibration.read_samples([tmp_path / "a.JSON"])
+    with pytest.raises(bsfa.FileError, match="cannot be opened"):
         calibration.read_samples([tmp_path / "missing.txt"])
-    (tmp_path / "raw.txt").write_bytes(b"\xff\xfe")
-    with pytest.raises(bsfa.FormatError, match="UTF-8"):
-        calibration.read_samples([tmp_path / "raw.txt"])
+    for name, content, message in (
+        ("raw.txt", b"\xff\xfe", "UTF-8"),
+        ("zero", b"a\0b", "a NUL"),
+        ("table.csv", b"a,b", r"suffix '\.csv' .* accepted: plain text"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(bsfa.FormatError, match=message):
+            calibration.read_samples([tmp_path / name])
 
 
 PUBLISHED = {
@@ -192,7 +272,7 @@ def test_the_published_format(tmp_path: Path) -> None:
     again = published.load_pt(back, softmax_scale=0.25, model="m")
     np.testing.assert_array_equal(again.values(), table.values())
     assert sorted(p.name for p in tmp_path.iterdir()) == ["back.pt", "p.pt"]
-    with pytest.raises(bsfa.FileError, match="cannot be written"):
+    with pytest.raises(bsfa.FileError, match="no file can be made"):
         published.save_pt(table, tmp_path / "none" / "p.pt")
 
 
@@ -230,6 +310,85 @@ def test_bad_published_files(
     assert "executed" not in capsys.readouterr().out
     with pytest.raises(bsfa.FileError, match="cannot be read"):
         published.load_pt(tmp_path / "none.pt", softmax_scale=0.25, model="m")
+
+
+def survives(path: Path) -> bool:
+    """Whether the file is read; if not, it is refused with a message for people."""
+    try:
+        published.load_pt(path, softmax_scale=0.25, model="m")
+    except bsfa.FormatError as error:
+        message = str(error)
+        assert message.startswith(f"{path}: ")
+        assert message.isascii()
+        assert message.isprintable()
+        assert len(message) < 600
+        return False
+    return True
+
+
+def test_damaged_published_files(tmp_path: Path) -> None:
+    """The same ones in every run: bytes changed, cut out and put in."""
+    path = tmp_path / "p.pt"
+    torch.save(PUBLISHED, path)
+    good = path.read_bytes()
+    generator = random.Random(20261201)
+    read = 0
+    for _ in range(600):
+        bad = bytearray(good)
+        for _ in range(generator.randint(1, 3)):
+            at = generator.randrange(len(bad))
+            count = generator.randint(1, 16)
+            action = generator.randrange(4)
+            if action == 0:
+                bad[at] ^= 1 << generator.randrange(8)
+            elif action == 1:
+                bad[at : at + count] = generator.randbytes(count)
+            elif action == 2:
+                del bad[at : at + count]
+            else:
+                bad[at:at] = generator.choice(
+                    [b"(", b"\x80\x02", b"c__builtin__\neval\n", b"\xff" * 9]
+                )
+        path.write_bytes(bad)
+        read += survives(path)
+    assert 0 < read < 600  # both answers have to occur
+
+
+ODD_VALUES = [
+    None,
+    True,
+    "text \ud800 \x1b[2J" * 1000,
+    10**5000,
+    -1,
+    2**31,
+    2**70,
+    1.5,
+    [],
+    [[[[]]]],
+    {"a": 1},
+    torch.zeros(0),
+    torch.tensor([64, 32]),
+    torch.tensor(64, device="meta"),
+    torch.zeros(2, 3, 4, 5, requires_grad=True),
+    torch.zeros(2, 3, 4, 5, device="meta"),
+    torch.zeros(2, 3, 4, 5).to_sparse(),
+    torch.zeros(2, 3, 4, 5, dtype=torch.int32),
+    torch.zeros(2, 3, 4, 5, dtype=torch.complex64),
+    torch.zeros(2, 0, 4, 5),
+    [32, 32],
+    [2**70, 1],
+    list(range(100_000)),
+]
+
+
+@pytest.mark.parametrize("field", [*PUBLISHED, "max_num_blocks"])
+def test_odd_values_in_published_files(tmp_path: Path, field: str) -> None:
+    path = tmp_path / "p.pt"
+    outcomes = set()
+    for value in ODD_VALUES:
+        torch.save({**PUBLISHED, field: value}, path)
+        outcomes.add(survives(path))
+    assert False in outcomes or field == "aggregation_method"
 
 
 def test_the_picture() -> None:

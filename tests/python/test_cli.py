@@ -57,9 +57,28 @@ def test_calibrate_run_and_merge(folder: Path, capsys: pytest.CaptureFixture[str
     assert result["model"] == "model"
     assert (folder / "made.svg").read_text().startswith("<svg")
 
+    (folder / "other.txt").write_text(words(300, seed=8))
+    run(
+        capsys, "calibrate", "--model", model, "--data", folder / "other.txt",
+        "--out", folder / "other.safetensors", "--budgets", "1,2", "--partial", folder / "more",
+    )  # fmt: skip
     merged = folder / "merged.safetensors"
-    result = run(capsys, "thresholds", "merge", folder / "sums", folder / "sums", "--out", merged)
+    parts = [folder / "sums", folder / "more"]
+    result = run(capsys, "thresholds", "merge", *parts, "--out", merged)
     assert result["num_samples"] == 2
+    made = bsfa.ThresholdTable.load(str(out))
+    assert bsfa.ThresholdTable.load(str(merged)).fingerprint == made.fingerprint
+    assert made.fingerprint.startswith("torch:")
+    (folder / "link").symlink_to("sums")
+    (folder / "copy").write_bytes(parts[0].read_bytes())
+    for part, message in (("sums", "given twice"), ("link", "same file"), ("copy", "in common")):
+        code, said = refused(capsys, "thresholds", "merge", *parts, folder / part, "--out", merged)
+        assert code == 2
+        assert message in said
+    for target in (folder / "sums", folder / "link"):
+        code, said = refused(capsys, "thresholds", "merge", *parts, "--out", target)
+        assert code == 2
+        assert "would be lost" in said
     assert run(capsys, "thresholds", "show", folder / "sums")["kind"] == "partial calibration"
     assert run(capsys, "thresholds", "check", merged, "--model", model, "--budget", 2)["sound"]
 

@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 from bsfa import report
+from bsfa._core import same_file
 from bsfa.cli.common import (
     Progress,
     add_json,
@@ -18,6 +19,7 @@ from bsfa.cli.common import (
     print_json,
 )
 from bsfa.cli.thresholds import write_text
+from bsfa.errors import InvalidArgumentError
 
 DEFAULT_BUDGETS = [4, 8, 16, 32, 64, 96, 128]
 
@@ -36,7 +38,8 @@ def add(verbs: Any) -> None:
         required=True,
         nargs="+",
         metavar="PATH",
-        help='texts: files (one sample each), folders of them, or .json lists of {"input_text"}',
+        help="texts: plain text files (one sample each), .json lists and .jsonl lines of strings "
+        'or of objects with "input_text", or folders of such files',
     )
     parser.add_argument("--out", required=True, metavar="FILE", help="the threshold file to write")
     parser.add_argument(
@@ -64,10 +67,30 @@ def add(verbs: Any) -> None:
         "--partial", metavar="FILE", help="also write the sums, for `thresholds merge`"
     )
     parser.add_argument(
+        "--allow-other-model",
+        action="store_true",
+        help="go on with the sums of an interrupted calibration although the weights are others",
+    )
+    parser.add_argument(
         "--plot", metavar="FILE.svg", help="default: the threshold file's name with .svg"
     )
     add_json(parser)
     parser.set_defaults(function=calibrate)
+
+
+def _check_apart(options: argparse.Namespace, plot: str) -> None:
+    """No file that is written is one that is read, or another that is written."""
+    written = [("--out", options.out), ("--plot", plot)]
+    if options.partial is not None:
+        written.append(("--partial", options.partial))
+    known = [("--model", options.model), *(("--data", path) for path in options.data)]
+    for argument, path in written:
+        for other, other_path in known:
+            if same_file(path, other_path):
+                raise InvalidArgumentError(
+                    f"{argument} is '{path}', the same file as {other}: one would be lost"
+                )
+        known.append((argument, path))
 
 
 def calibrate(options: argparse.Namespace) -> None:
@@ -75,6 +98,8 @@ def calibrate(options: argparse.Namespace) -> None:
     need("torch", "transformers")
     from bsfa import calibration
 
+    plot = options.plot or os.path.splitext(options.out)[0] + ".svg"
+    _check_apart(options, plot)
     samples = calibration.read_samples(options.data)[: options.samples]
     model, tokenizer = load_model(options)
     limit = options.max_tokens or getattr(
@@ -90,9 +115,9 @@ def calibrate(options: argparse.Namespace) -> None:
         model_name=options.model_name or os.path.basename(os.path.normpath(options.model)),
         out=options.out,
         partial=options.partial,
+        allow_other_model=options.allow_other_model,
         progress=Progress("calibrating"),
     )
-    plot = options.plot or os.path.splitext(options.out)[0] + ".svg"
     write_text(plot, report.as_svg(table))
     summary = report.summarise(table, report.default_lengths(table.max_seqlen))
     if options.json:

@@ -40,6 +40,11 @@ def add(verbs: Any) -> None:
     parser.add_argument("--question", default="", help="asked after the document")
     parser.add_argument("--thresholds", metavar="FILE", help="the model's threshold file")
     parser.add_argument(
+        "--allow-other-model",
+        action="store_true",
+        help="no warning if the thresholds were made for other weights",
+    )
+    parser.add_argument(
         "--budget", type=positive, metavar="K", help="one of the file's; default: recommended"
     )
     parser.add_argument(
@@ -129,7 +134,7 @@ def _switch(model: Any, name: str, table: ThresholdTable, budget: int) -> None:
             bsfa.disable(model)
         return
     mode = {"bsfa": "threshold"}.get(name, name)
-    bsfa.enable(model, table, budget, mode=mode)
+    bsfa.enable(model, table, budget, mode=mode, allow_other_model=True)  # said once, by `run`
 
 
 def _peak_memory(device: Any) -> int:
@@ -253,6 +258,10 @@ def run(options: argparse.Namespace) -> None:
             f"the prompt has {ids.shape[1]} tokens and the answer {options.answer_tokens}; the "
             f"model's context holds {context} (--prompt-tokens cuts the text)"
         )
+    if not options.allow_other_model:
+        from bsfa.identity import warn_of_other_model
+
+        warn_of_other_model(table, options.model, model)
     for name in names:  # refused before any work
         _switch(model, name, table, budget)
     _switch(model, "stock", table, budget)

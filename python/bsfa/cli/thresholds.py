@@ -7,9 +7,9 @@ import os
 from typing import Any
 
 from bsfa import report
-from bsfa._core import Calibration, ThresholdTable
+from bsfa._core import Calibration, ThresholdTable, merge_files, write_file
 from bsfa.cli.common import add_json, load_config, need, numbers, positive, print_json
-from bsfa.errors import FileError, FormatError, InvalidArgumentError
+from bsfa.errors import FormatError, InvalidArgumentError
 
 
 def add(verbs: Any) -> None:
@@ -55,6 +55,11 @@ def add(verbs: Any) -> None:
     merged.add_argument("parts", nargs="+", help="partial calibrations")
     merged.add_argument("--out", required=True, help="the file to write")
     merged.add_argument("--partial", action="store_true", help="write a partial calibration again")
+    merged.add_argument(
+        "--allow-other-model",
+        action="store_true",
+        help="merge parts whose fingerprints say that they are of different weights",
+    )
     merged.add_argument("--model", help="the model's name in the new file")
     merged.add_argument(
         "--recommend", type=positive, metavar="K", help="the budget used where none is named"
@@ -96,15 +101,7 @@ def model_shape(config: Any) -> tuple[int, int, float]:
 
 def write_text(path: str, text: str) -> None:
     """A text file, whole or not at all."""
-    temporary = f"{path}.{os.getpid()}.tmp"
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(temporary, path)
-    except OSError as error:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
-        raise FileError(f"{path}: cannot be written: {error.strerror}") from error
+    write_file(path, text.encode())
 
 
 def show(options: argparse.Namespace) -> None:
@@ -164,23 +161,16 @@ def convert(options: argparse.Namespace) -> None:
 
 def merge(options: argparse.Namespace) -> None:
     """Adds partial calibrations."""
-    total = Calibration.load(options.parts[0])
-    if options.model:
-        total.set_model(options.model)
-    for path in options.parts[1:]:
-        part = Calibration.load(path)
-        if options.model:
-            part.set_model(options.model)
-        total.merge(part)
-    if options.partial:
-        if options.recommend is not None:
-            raise InvalidArgumentError("--recommend belongs to thresholds; --partial was given")
-        total.save(options.out)
-    else:
-        table = total.finish()
-        if options.recommend is not None:
-            table.recommended_budget = options.recommend
-        table.save(options.out)
+    if options.partial and options.recommend is not None:
+        raise InvalidArgumentError("--recommend belongs to thresholds; --partial was given")
+    total = merge_files(
+        options.parts,
+        options.out,
+        partial=options.partial,
+        model=options.model or "",
+        recommended_budget=options.recommend,
+        allow_other_model=options.allow_other_model,
+    )
     if options.json:
         print_json({"out": options.out, "num_samples": total.num_samples})
     else:

@@ -22,6 +22,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from bsfa._core import Calibration, ThresholdTable, select_thresholds, version
 from bsfa.errors import UnsupportedError
 from bsfa.hf import api
+from bsfa.identity import fingerprint
 from bsfa.ops import run_attention
 
 __all__ = ["Block", "Dense", "Measured", "Measurer", "one_per_head"]
@@ -153,6 +154,7 @@ class Measurer:
 
     def __post_init__(self) -> None:
         self.shape = api.model_shape(self.model)
+        self.weights = fingerprint(self.model)
         self.device = self.model.get_input_embeddings().weight.device
 
     @contextlib.contextmanager
@@ -176,7 +178,8 @@ class Measurer:
 
     def _path(self, ids: Tensor, block: Block) -> str:
         digest = hashlib.sha256(ids.numpy().tobytes())
-        digest.update(repr((self.shape.name, str(self.model.dtype), list(self.budgets))).encode())
+        known = (self.shape.name, self.weights, str(self.model.dtype), list(self.budgets))
+        digest.update(repr(known).encode())
         name = f"{digest.hexdigest()[:16]}-{block[0]}x{block[1]}.partial"
         return os.path.join(self.work, name)
 
@@ -230,13 +233,15 @@ class Measurer:
             num_heads_q=self.shape.num_heads_q,
             block=block,
             producer=f"bsfa {version()} eval ablate",
+            fingerprint=self.weights,
         )
 
     def table(self, samples: Sequence[Tensor], block: Block = (128, 64)) -> ThresholdTable:
         """The thresholds of some samples, all of them calibrated before."""
         total = self._part(block)
-        for ids in samples:
-            total.merge(Calibration.load(self._path(ids, block)))
+        # Of a prompt that comes twice there is one file, and it counts once.
+        for path in dict.fromkeys(self._path(ids, block) for ids in samples):
+            total.merge(Calibration.load(path))
         return total.finish()
 
     def look(self, ids: Tensor) -> tuple[Tensor, float]:

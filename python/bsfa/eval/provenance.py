@@ -9,6 +9,7 @@ import struct
 from collections.abc import Sequence
 from typing import Any
 
+from bsfa._core import write_file
 from bsfa.errors import FileError, FormatError
 
 __all__ = ["categories_of", "file_digest", "record_categories"]
@@ -59,17 +60,7 @@ def record_categories(path: str | os.PathLike[str], categories: Sequence[str]) -
     header["__metadata__"][_FIELD] = json.dumps(list(categories))
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    temporary = f"{path}.{os.getpid()}.tmp"
-    try:
-        with open(temporary, "wb") as file:
-            file.write(struct.pack("<Q", len(text)) + text + tensors)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
-        raise FileError(f"{path}: cannot be written: {error.strerror}") from error
+    write_file(path, struct.pack("<Q", len(text)) + text + tensors)
 
 
 def file_digest(path: str | os.PathLike[str]) -> str:

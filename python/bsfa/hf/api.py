@@ -22,6 +22,7 @@ from bsfa.hf.state import (
     state_of,
 )
 from bsfa.hf.statistics import ModelStats
+from bsfa.identity import warn_of_other_model
 
 _COMPUTE_TYPES = ("native", "float32", "bfloat16")
 
@@ -79,6 +80,7 @@ def enable(
     sparge: Sparge | None = None,
     compute_type: str = "native",
     backend: str = "",
+    allow_other_model: bool = False,
 ) -> None:
     """Makes a Transformers model prefill with bsfa; no weights are touched.
 
@@ -93,6 +95,8 @@ def enable(
         sparge: for mode sparge, which runs the package spas_sage_attn: how much that keeps.
         compute_type: native, float32 or bfloat16 (inputs rounded to it).
         backend: a name from `bsfa.backends()`; empty: the best that serves the call.
+        allow_other_model: no `OtherModelWarning` if the thresholds name other weights (by the
+            fingerprint that calibration puts beside the model's name) or another model.
 
     Decoding (fewer than 32 queries a call) and whatever bsfa does not serve run the attention that
     the model had before, reported by a `FallbackWarning` and in `stats`. Raises bsfa.Error before
@@ -109,6 +113,8 @@ def enable(
     config = text_config(model)
     shape = model_shape(model)
     settings = Settings(shape, mode, thresholds, budget, sparge)
+    if settings.table is not None and not allow_other_model:
+        warn_of_other_model(settings.table, getattr(config, "_name_or_path", ""), model)
     old = find_state(config)
     previous = old.previous if old is not None else config._attn_implementation or "eager"
     if previous == NAME:  # loaded with attn_implementation="bsfa", and not yet run

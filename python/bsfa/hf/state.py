@@ -20,6 +20,7 @@ from bsfa.errors import FallbackWarning, InvalidArgumentError, UnsupportedError
 from bsfa.hf import sparge as sparge_attention
 from bsfa.hf.sparge import Sparge
 from bsfa.hf.statistics import LayerStats, ModelStats
+from bsfa.identity import warn_of_other_model
 
 MODES = ("dense", "threshold", "sliding_window", "sparge")
 
@@ -273,6 +274,8 @@ def _state_from_environment(module: nn.Module) -> State:
     config = module.config
     shape = ModelShape(type(config).__name__.removesuffix("Config"), config, module)
     settings = Settings(shape, *environment())
+    if settings.table is not None:  # the layer alone is at hand, not the weights of the model
+        warn_of_other_model(settings.table, getattr(config, "_name_or_path", ""), None)
     previous = "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"
     state = State(settings, previous, shape, "native", "")
     put_state(config, state)

@@ -61,6 +61,31 @@ struct Policy {
   }
 };
 
+// The key/value blocks that each query block visits, in the order given. Blocks that are not listed
+// cost nothing: neither their scores nor their values are computed or loaded. A policy gates what
+// the lists leave; density counts all visible blocks.
+//
+// A list belongs to a sequence, a head (of the queries, or one for a group that shares keys and
+// values) and a query block, in the axes of kept_mask: query block 0 is the gate block of the first
+// query, key/value block 0 that of position kv_offset. Blocks that the query block does not see may
+// be listed and are passed over. No block may be listed twice.
+//
+// Either `offsets` says where each list begins in `indices` and the next begins, or each has
+// `stride` entries of which the first `counts` are used. All pointers belong to the device of the
+// call and are read there: on CUDA nothing of them is checked on the host, a block out of range is
+// passed over, and one that is listed twice counts twice.
+struct BlockLists {
+  const std::int32_t* indices = nullptr;  // [num_indices] key/value blocks
+  std::int64_t num_indices = 0;           // entries that may be read
+  const std::int64_t* offsets = nullptr;  // [batch * num_heads * q_blocks + 1], ascending
+  const std::int32_t* counts = nullptr;   // [batch, num_heads, q_blocks], 0 to stride
+  std::int64_t stride = 0;                // with counts: entries of a list
+  std::int64_t num_heads = 0;             // num_heads_q or num_heads_kv
+  std::int64_t q_blocks = 0;              // AttentionPlan::q_blocks
+
+  constexpr explicit operator bool() const { return num_heads != 0; }
+};
+
 // One attention call. All pointers belong to `device` and are aligned to what they point to;
 // nothing is retained after the call (on CUDA: after the stream has passed it). Members left at
 // their defaults are not used. Numbers are within bsfa/limits.hpp. What is written (out, the
@@ -83,6 +108,7 @@ struct AttentionParams {
   float softcap = 0;                     // > 0: scores become softcap * tanh(s / softcap)
   const float* sinks = nullptr;          // [num_heads_q] learned sink logits
   Policy policy;
+  BlockLists lists;  // none: every block is visited
   BlockShape block;
   ComputeType compute_type = ComputeType::kNative;
 
@@ -115,7 +141,8 @@ struct AttentionParams {
   StridedView<std::uint8_t, 4> kept_mask;  // [batch, num_heads_q, q blocks, kv blocks], 0 or 1;
                                            // row 0: gate block of the first query,
                                            // column 0: gate block of position kv_offset
-  StridedView<float, 4> block_max;         // the same axes; scaled; -inf where invisible.
+  StridedView<float, 4> block_max;         // the same axes; scaled; -inf where invisible or not
+                                           // listed.
                                            // With the dense policy: the calibration pass
 
   // Where it runs.

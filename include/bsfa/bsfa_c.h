@@ -128,6 +128,17 @@ BSFA_API void bsfa_thread_pool_free(bsfa_thread_pool* pool); /* null: nothing */
 
 /* ---- attention ------------------------------------------------------------------------------ */
 
+/* The key/value blocks that each query block visits; see BlockLists in attention.hpp. */
+typedef struct bsfa_block_lists {
+  const int32_t* indices; /* [num_indices] */
+  int64_t num_indices;
+  const int64_t* offsets; /* [batch * num_heads * q_blocks + 1], or */
+  const int32_t* counts;  /* [batch, num_heads, q_blocks], with */
+  int64_t stride;
+  int64_t num_heads; /* of q or of k; 0: no lists */
+  int64_t q_blocks;
+} bsfa_block_lists;
+
 typedef struct bsfa_attention_params {
   size_t struct_size;
 
@@ -179,6 +190,8 @@ typedef struct bsfa_attention_params {
   const bsfa_executor* executor; /* or this, or neither: the calling thread alone */
   void* workspace;               /* aligned to 256 bytes */
   size_t workspace_bytes;
+
+  bsfa_block_lists lists;
 } bsfa_attention_params;
 
 typedef struct bsfa_attention_plan {

@@ -72,6 +72,9 @@ AttentionParams attention_params(const bsfa_attention_params& from, const Caller
                               table.num_q_blocks, table.stride_head,
                               table.stride_batch, {table.q_block, table.kv_block}};
   params.policy.window_blocks = from.window_blocks;
+  const bsfa_block_lists& lists = from.lists;
+  params.lists = {lists.indices, lists.num_indices, lists.offsets, lists.counts,
+                  lists.stride,  lists.num_heads,   lists.q_blocks};
   params.block = block_shape(from.q_block, from.kv_block);
   params.compute_type = static_cast<ComputeType>(from.compute_type);
   params.cu_seqlens_q = from.cu_seqlens_q;

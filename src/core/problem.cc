@@ -5,6 +5,7 @@
 #include <string>
 
 #include "bsfa/limits.hpp"
+#include "core/block_lists.hpp"
 #include "core/executor.hpp"
 #include "core/memory.hpp"
 #include "core/status.hpp"
@@ -315,6 +316,7 @@ Status make_layout(const AttentionParams& params, SequenceLayout* layout) {
 // What lies in memory beside the operands and the results.
 struct Tables {
   Memory thresholds, sinks, cu_seqlens_q, cu_seqlens_k, seqused_k, leftpad_k, q_offsets, page_table;
+  Memory list_indices, list_offsets, list_counts;
 
   explicit Tables(const Problem& problem) {
     const SequenceLayout& layout = problem.sequences;
@@ -337,6 +339,11 @@ struct Tables {
                      ceil_div(layout.max_seqlen_k, problem.page_size)},
                     {problem.page_table_stride, 1}};
     }
+    const BlockLists& lists = problem.lists;
+    const std::int64_t list_count = number_of_lists(problem);
+    list_indices = memory_of("lists.indices", lists.indices, lists.num_indices);
+    list_offsets = memory_of("lists.offsets", lists.offsets, list_count + 1);
+    list_counts = memory_of("lists.counts", lists.counts, list_count);
   }
 };
 
@@ -344,7 +351,8 @@ Status check_tables(const Problem& problem) {
   const Tables tables(problem);
   for (const Memory* table :
        {&tables.thresholds, &tables.sinks, &tables.cu_seqlens_q, &tables.cu_seqlens_k,
-        &tables.seqused_k, &tables.leftpad_k, &tables.q_offsets, &tables.page_table}) {
+        &tables.seqused_k, &tables.leftpad_k, &tables.q_offsets, &tables.page_table,
+        &tables.list_indices, &tables.list_offsets, &tables.list_counts}) {
     BSFA_RETURN_IF_ERROR(check_view(*table));
   }
   return {};
@@ -470,6 +478,8 @@ Status make_problem(const AttentionParams& params, Problem* problem) {
   problem->group = num_heads_q / num_heads_kv;
   problem->head_dim = head_dim;
   problem->head_dim_v = params.v.shape[3];
+  set_block_extents(problem);
+  BSFA_RETURN_IF_ERROR(check_lists(*problem));
   BSFA_RETURN_IF_ERROR(check_tables(*problem));
   BSFA_RETURN_IF_ERROR(set_workers(params, problem));
   if (params.device.type == DeviceType::kCpu) {
@@ -488,7 +498,9 @@ Status make_problem(const AttentionParams& params, Problem* problem) {
                               "; a threshold table has no entry for positions before 0");
     }
   }
-  set_block_extents(problem);
+  if (params.device.type == DeviceType::kCpu) {
+    BSFA_RETURN_IF_ERROR(check_list_entries(*problem));
+  }
 
   const std::int64_t batch = layout.num_sequences;
   const std::int64_t lse_shape[3] = {layout.packed ? 1 : batch, num_heads_q, params.q.shape[1]};
@@ -509,6 +521,7 @@ Status move_problem(const Problem& planned, const AttentionParams& params, Probl
   set_sequence_arrays(params, &problem->sequences);
   if (params.device.type == DeviceType::kCpu) {
     BSFA_RETURN_IF_ERROR(check_sequences_on_host(params, problem->sequences));
+    BSFA_RETURN_IF_ERROR(check_list_entries(*problem));
   }
   BSFA_RETURN_IF_ERROR(set_workers(params, problem));
   if (problem->workers > planned.workers) {
@@ -542,6 +555,9 @@ Status check_memory(const Problem& problem, std::size_t workspace_bytes) {
       tables.leftpad_k,
       tables.q_offsets,
       tables.page_table,
+      tables.list_indices,
+      tables.list_offsets,
+      tables.list_counts,
   };
   for (const Memory& output : outputs) BSFA_RETURN_IF_ERROR(check_alignment(output));
   for (const Memory& input : inputs) BSFA_RETURN_IF_ERROR(check_alignment(input));

@@ -69,7 +69,7 @@ bool all_of_call(const AttentionParams& a, const AttentionParams& b, F&& f) {
   // A member that is added to AttentionParams does not compile here until somebody has decided what
   // it is: one of these, a pointer of for_each_pointer, or a thing of the run.
   [[maybe_unused]] const auto& [q, k, v, out, softmax_scale, causal, q_offset, kv_offset, window,
-                                softcap, sinks, policy, block, compute_type, cu_seqlens_q,
+                                softcap, sinks, policy, lists, block, compute_type, cu_seqlens_q,
                                 cu_seqlens_k, seqused_k, leftpad_k, q_offsets, num_sequences,
                                 max_seqlen_q, max_seqlen_k, page_table, page_size,
                                 page_table_stride, lse, kept_blocks, visible_blocks, kept_mask,
@@ -98,7 +98,11 @@ bool all_of_call(const AttentionParams& a, const AttentionParams& b, F&& f) {
          f("policy.thresholds.stride_batch", table_a.stride_batch, table_b.stride_batch) &&
          f("policy.thresholds.block", table_a.block, table_b.block) &&
          f("policy.window_blocks", a.policy.window_blocks, b.policy.window_blocks) &&
-         f("block", a.block, b.block) && f("compute_type", a.compute_type, b.compute_type) &&
+         f("lists.num_indices", a.lists.num_indices, b.lists.num_indices) &&
+         f("lists.stride", a.lists.stride, b.lists.stride) &&
+         f("lists.num_heads", a.lists.num_heads, b.lists.num_heads) &&
+         f("lists.q_blocks", a.lists.q_blocks, b.lists.q_blocks) && f("block", a.block, b.block) &&
+         f("compute_type", a.compute_type, b.compute_type) &&
          f("num_sequences", a.num_sequences, b.num_sequences) &&
          f("max_seqlen_q", a.max_seqlen_q, b.max_seqlen_q) &&
          f("max_seqlen_k", a.max_seqlen_k, b.max_seqlen_k) &&

@@ -19,6 +19,9 @@ constexpr void for_each_pointer(A& a, B& b, F&& f) {
   f("out", a.out.data, b.out.data);
   f("sinks", a.sinks, b.sinks);
   f("policy.thresholds", a.policy.thresholds.data, b.policy.thresholds.data);
+  f("lists.indices", a.lists.indices, b.lists.indices);
+  f("lists.offsets", a.lists.offsets, b.lists.offsets);
+  f("lists.counts", a.lists.counts, b.lists.counts);
   f("cu_seqlens_q", a.cu_seqlens_q, b.cu_seqlens_q);
   f("cu_seqlens_k", a.cu_seqlens_k, b.cu_seqlens_k);
   f("seqused_k", a.seqused_k, b.seqused_k);

@@ -7,6 +7,7 @@
 #include <limits>
 #include <type_traits>
 
+#include "core/block_lists.hpp"
 #include "core/gate.hpp"
 #include "core/geometry.hpp"
 #include "core/tiles.hpp"
@@ -481,7 +482,15 @@ void Call::attend(std::int64_t task, int worker) {
     }
     pending = nullptr;
   };
-  for (std::int64_t j = blocks.begin; j < blocks.end; ++j) {
+  const BlockList list = problem_.lists
+                             ? block_list(problem_.lists, problem_.num_heads_q, n, head, block_row)
+                             : BlockList{nullptr, blocks.size()};
+  for (std::int64_t step = 0; step < list.count; ++step) {
+    std::int64_t j = blocks.begin + step;
+    if (list.blocks != nullptr) {
+      j = first_kv_block() + list.blocks[step];
+      if (!blocks.contains(j)) continue;
+    }
     const int slot = pending == &works[0] ? 1 : 0;
     BlockWork& block = works[slot];
     block.count = 0;

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "core/block_lists.hpp"
 #include "core/numeric.hpp"
 
 namespace bsfa {
@@ -115,6 +116,11 @@ OracleHead oracle_head(const Problem& problem, std::int64_t sequence, std::int64
       const std::size_t cell = row_of_blocks + static_cast<std::size_t>(j - first_kv);
       double threshold = 0;
       bool keep = policy_keeps(problem, sequence, head, i, j, result.block_max[cell], &threshold);
+      if (!is_listed(problem.lists, problem.num_heads_q, sequence, head, i - q_blocks.begin,
+                     j - first_kv)) {
+        keep = false;
+        result.block_max[cell] = -kInfinity;
+      }
       if (forced_kept) keep = (*forced_kept)[cell] != 0;
       result.kept[cell] = keep ? 1 : 0;
       result.kept_blocks += keep ? 1 : 0;

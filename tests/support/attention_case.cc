@@ -184,6 +184,39 @@ AttentionData::AttentionData(const AttentionCase& attention_case)
   kv_blocks = problem.kv_blocks;
   poison();
   if (c.policy == PolicyKind::kThreshold) calibrate();
+  if (c.listed > 0) draw_lists();
+}
+
+void AttentionData::draw_lists() {
+  std::mt19937_64 random(c.seed);
+  lists = {};
+  lists.num_heads = c.lists_of_kv_heads ? c.num_heads_kv : c.num_heads_q;
+  lists.q_blocks = q_blocks;
+  if (c.lists_by_counts) lists.stride = kv_blocks;
+  list_indices.clear();
+  list_counts.clear();
+  list_offsets = {0};
+  for (std::int64_t n = 0; n < num_sequences * lists.num_heads * q_blocks; ++n) {
+    std::vector<std::int32_t> list;
+    const std::uint64_t kind = random() % 6;
+    for (std::int32_t j = 0; j < kv_blocks; ++j) {
+      const bool drawn = static_cast<double>(random() % 1000) < 1000 * c.listed;
+      if (kind == 1 || (kind > 1 && drawn)) list.push_back(j);
+    }
+    std::shuffle(list.begin(), list.end(), random);
+    list_counts.push_back(static_cast<std::int32_t>(list.size()));
+    // What is behind the count of a list is never looked at.
+    if (c.lists_by_counts) list.resize(static_cast<std::size_t>(kv_blocks), -77);
+    list_indices.insert(list_indices.end(), list.begin(), list.end());
+    list_offsets.push_back(static_cast<std::int64_t>(list_indices.size()));
+  }
+  lists.indices = list_indices.data();
+  lists.num_indices = static_cast<std::int64_t>(list_indices.size());
+  if (c.lists_by_counts) {
+    lists.counts = list_counts.data();
+  } else {
+    lists.offsets = list_offsets.data();
+  }
 }
 
 AttentionParams AttentionData::params() {
@@ -211,6 +244,7 @@ AttentionParams AttentionData::params() {
                            c.num_heads_q * table_blocks,
                            c.block};
   }
+  p.lists = lists;
   if (packed(c)) {
     p.cu_seqlens_q = cu_seqlens_q.data();
     p.cu_seqlens_k = cu_seqlens_k.data();

@@ -43,6 +43,9 @@ struct AttentionCase {
   PolicyKind policy = PolicyKind::kDense;
   double density = 0.5;            // kThreshold: about this share of the other blocks is kept
   std::int64_t window_blocks = 1;  // kSlidingWindow
+  double listed = 0;               // > 0: lists with about this share of all blocks, in any order
+  bool lists_of_kv_heads = false;  // a list for each key/value head
+  bool lists_by_counts = false;    // lists at a fixed stride, else at offsets
   float magnitude = 1;             // standard deviation of q
   std::uint64_t seed = 1;
 };
@@ -88,6 +91,9 @@ class AttentionData {
   void poison();
   bool outputs_intact() const;
 
+  // Lists as the case asks for, some of them empty and some of all blocks.
+  void draw_lists();
+
   // Thresholds at the quantiles that the case asks for, from the oracle's block maxima.
   void calibrate();
 
@@ -102,6 +108,9 @@ class AttentionData {
   std::vector<float> sinks;
   std::vector<float> thresholds;  // [num_sequences, heads, table_blocks]
   std::int64_t table_blocks = 1;
+  BlockLists lists;
+  std::vector<std::int32_t> list_indices, list_counts;
+  std::vector<std::int64_t> list_offsets;
   std::int64_t num_sequences = 1;
   std::int64_t q_blocks = 0, kv_blocks = 0;
   std::vector<std::int64_t> kept_blocks, visible_blocks;

@@ -7,6 +7,7 @@
 #include <sstream>
 #include <vector>
 
+#include "core/block_lists.hpp"
 #include "core/numeric.hpp"
 #include "core/problem.hpp"
 #include "reference/oracle.hpp"
@@ -132,6 +133,8 @@ std::string check_blocks(const AttentionData& data, const Problem& problem, std:
         expected_kept = always_kept(i, j, block) || !(expected < threshold);
         if (!always_kept(i, j, block) && std::abs(expected - threshold) <= band) continue;
       }
+      expected_kept =
+          expected_kept && is_listed(problem.lists, problem.num_heads_q, n, head, row, column);
       if ((kept != 0) != expected_kept) {
         error << "oracle says " << expected_kept << " (block_max " << expected << "); ";
         return fail("decision");

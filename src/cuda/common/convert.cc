@@ -130,6 +130,7 @@ KernelParams kernel_params(const Problem& problem, const DeviceFacts& facts) {
   copy_strides(problem.kept_mask.stride, p.mask_stride);
   p.block_max = problem.block_max.data;
   copy_strides(problem.block_max.stride, p.max_stride);
+  p.lists = problem.lists;
   p.tile_counter = static_cast<int*>(problem.workspace);
   return p;
 }

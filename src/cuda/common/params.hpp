@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "core/block_lists.hpp"
 #include "core/geometry.hpp"
 
 // What every kernel family of the CUDA backend is launched with, besides its operands.
@@ -49,6 +50,8 @@ struct KernelParams {
   std::int64_t max_stride[4];   // elements
 
   int* tile_counter;  // workspace; tiles handed out past the first of each CTA
+
+  BlockLists lists;  // none: every block of the range is visited
 };
 
 }  // namespace bsfa::cuda

@@ -1,3 +1,4 @@
+#include "core/block_lists.hpp"
 #include "core/status.hpp"
 #include "cuda/common/device.hpp"
 #include "cuda/common/prepare.hpp"
@@ -35,7 +36,7 @@ __global__ void count_kernel(const __grid_constant__ PrepareParams params) {
   for (int row = threadIdx.x % 32; row < p.q_blocks; row += 32) {
     BlockRange computed, visible;
     ranges(p, sequence, row, &computed, &visible);
-    kept += static_cast<int>(computed.size());
+    if (!p.lists) kept += static_cast<int>(computed.size());
     seen += static_cast<int>(visible.size());
   }
   kept = __reduce_add_sync(0xffffffffu, kept);
@@ -62,12 +63,33 @@ __global__ void fill_kernel(const __grid_constant__ PrepareParams params) {
   for (int n = threadIdx.x; n < params.kv_blocks; n += kThreads) {
     if (p.kept_mask != nullptr) {
       p.kept_mask[sequence * p.mask_stride[0] + head * p.mask_stride[1] + row * p.mask_stride[2] +
-                  n * p.mask_stride[3]] = params.form != Form::kGated && computed.contains(n);
+                  n * p.mask_stride[3]] =
+          params.form != Form::kGated && !p.lists && computed.contains(n);
     }
     if (p.block_max != nullptr) {
       p.block_max[sequence * p.max_stride[0] + head * p.max_stride[1] + row * p.max_stride[2] +
                   n * p.max_stride[3]] = -INFINITY;
     }
+  }
+  if (!p.lists || params.form == Form::kGated) return;
+
+  // Of blocks that are listed and visible all are kept.
+  __syncthreads();
+  const BlockList list = block_list(p.lists, p.num_heads_q, sequence, head, row);
+  unsigned long long kept = 0;
+  for (std::int64_t i = threadIdx.x; i < list.count; i += kThreads) {
+    const std::int64_t n = list.blocks[i];
+    if (!visible.contains(n)) continue;
+    ++kept;
+    if (p.kept_mask != nullptr) {
+      p.kept_mask[sequence * p.mask_stride[0] + head * p.mask_stride[1] + row * p.mask_stride[2] +
+                  n * p.mask_stride[3]] = 1;
+    }
+  }
+  if (p.kept_blocks != nullptr && kept > 0) {
+    atomicAdd(reinterpret_cast<unsigned long long*>(
+                  &p.kept_blocks[sequence * p.kept_stride[0] + head * p.kept_stride[1]]),
+              kept);
   }
 }
 
@@ -81,7 +103,8 @@ Status prepare(const PrepareParams& params, cudaStream_t stream) {
     count_kernel<<<(heads + warps - 1) / warps, kThreads, 0, stream>>>(params);
     BSFA_RETURN_IF_ERROR(check(cudaGetLastError(), "launch of the counting kernel"));
   }
-  if ((p.kept_mask != nullptr || p.block_max != nullptr) && params.kv_blocks > 0 &&
+  const bool count_lists = p.lists && p.kept_blocks != nullptr && params.form != Form::kGated;
+  if ((p.kept_mask != nullptr || p.block_max != nullptr || count_lists) && params.kv_blocks > 0 &&
       p.q_blocks > 0) {
     fill_kernel<<<dim3(p.q_blocks, heads), kThreads, 0, stream>>>(params);
     BSFA_RETURN_IF_ERROR(check(cudaGetLastError(), "launch of the filling kernel"));

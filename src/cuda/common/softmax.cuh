@@ -23,13 +23,25 @@ struct VisibleColumns {
   int high[2];
 };
 
-__device__ __forceinline__ void mask_scores(float* s, const VisibleColumns& seen) {
+// What comes before the columns that the rows see becomes -inf.
+__device__ __forceinline__ void mask_before(float* s, const int (&low)[2]) {
 #pragma unroll
   for (int i = 0; i < 32; ++i) {
-    const int column = i / 4 * 8 + i % 2;
-    const int row = i / 2 % 2;
-    if (column < seen.low[row] || column >= seen.high[row]) s[i] = -INFINITY;
+    if (i / 4 * 8 + i % 2 < low[i / 2 % 2]) s[i] = -INFINITY;
   }
+}
+
+// And what comes after.
+__device__ __forceinline__ void mask_after(float* s, const int (&high)[2]) {
+#pragma unroll
+  for (int i = 0; i < 32; ++i) {
+    if (i / 4 * 8 + i % 2 >= high[i / 2 % 2]) s[i] = -INFINITY;
+  }
+}
+
+__device__ __forceinline__ void mask_scores(float* s, const VisibleColumns& seen) {
+  mask_after(s, seen.high);
+  mask_before(s, seen.low);
 }
 
 // The largest score of each of the two rows; NaN if any is NaN.

@@ -132,6 +132,7 @@ class Sm80Call final : public PlannedCall {
 
 Status plan(const Problem& problem, AttentionPlan* plan, std::unique_ptr<PlannedCall>* call) {
   BSFA_RETURN_IF_ERROR(check_features(problem, kName));
+  if (problem.lists) return unsupported("lists were given; ", kName, " visits every block");
   if (problem.head_dim != 64 && problem.head_dim != 96 && problem.head_dim != 128 &&
       problem.head_dim != 256) {
     return unsupported("q has head_dim ", problem.head_dim, "; ", kName,

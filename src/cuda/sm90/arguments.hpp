@@ -13,6 +13,8 @@ inline constexpr int kBlockN = 64;
 // A tile in the list of them, see tile_list.cuh.
 struct ListedTile;
 inline constexpr int kListedTileBytes = 80;
+// The same where a tile has a list of blocks.
+inline constexpr int kSelectedTileBytes = 112;
 
 // Kernel argument.
 struct Arguments {

@@ -43,6 +43,10 @@ Status check_family(const Problem& problem) {
   if (problem.block_max && problem.policy.kind != PolicyKind::kDense) {
     return unsupported("block_max was asked for with a policy; cuda-sm90 writes it with dense");
   }
+  if (problem.block_max && problem.lists) {
+    return unsupported(
+        "block_max was asked for with lists; cuda-sm90 writes it where every block is visited");
+  }
   return {};
 }
 
@@ -73,13 +77,21 @@ std::int64_t most_tiles(const Problem& problem) {
 template <typename T, int kHeadDim>
 Status launch_form(Form form, const Arguments& arguments, int multiprocessors,
                    cudaStream_t stream) {
+  const bool selected = static_cast<bool>(arguments.params.lists);
   switch (form) {
     case Form::kDense:
-      return launch_attention<T, Form::kDense, kHeadDim>(arguments, multiprocessors, stream);
+      return selected ? launch_attention<T, Form::kDense, kHeadDim, true>(arguments,
+                                                                          multiprocessors, stream)
+                      : launch_attention<T, Form::kDense, kHeadDim, false>(arguments,
+                                                                           multiprocessors, stream);
     case Form::kGated:
-      return launch_attention<T, Form::kGated, kHeadDim>(arguments, multiprocessors, stream);
+      return selected ? launch_attention<T, Form::kGated, kHeadDim, true>(arguments,
+                                                                          multiprocessors, stream)
+                      : launch_attention<T, Form::kGated, kHeadDim, false>(arguments,
+                                                                           multiprocessors, stream);
     case Form::kCalibrating:
-      return launch_attention<T, Form::kCalibrating, kHeadDim>(arguments, multiprocessors, stream);
+      return launch_attention<T, Form::kCalibrating, kHeadDim, false>(arguments, multiprocessors,
+                                                                      stream);
   }
   return {};
 }
@@ -183,7 +195,8 @@ Status plan(const Problem& problem, AttentionPlan* plan, std::unique_ptr<Planned
   plan->kernel = kernel_text(problem) + ", TMA and wgmma";
   plan->compute = dtype_name(problem.q.dtype);
   plan->workspace_bytes =
-      kCounterBytes + static_cast<std::size_t>(most_tiles(problem)) * kListedTileBytes;
+      kCounterBytes + static_cast<std::size_t>(most_tiles(problem)) *
+                          (problem.lists ? kSelectedTileBytes : kListedTileBytes);
   if (call == nullptr) return {};
   auto made = std::make_unique<Sm90Call>(facts);
   BSFA_RETURN_IF_ERROR(made->encode(problem));

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "cuda/sm90/arguments.hpp"
 #include "cuda/sm90/tile_list.cuh"
@@ -21,11 +22,14 @@ inline constexpr int kProducerRegisters = 24;
 // - Where every block is voted on, one: two that meet at each vote would be at the same place. The
 //   others of the warpgroup would wait for a warp that loads, so each stream has a producer.
 // - At head_dim 64 one, too: there are registers for a third stream.
-template <Form form, int head_dim>
+template <Form form, int head_dim, bool selected>
 struct Config {
   static_assert(head_dim == 64 || head_dim == 128);
   static constexpr Form kForm = form;
   static constexpr bool kGated = kForm == Form::kGated;
+  // Whether each tile visits the blocks of a list.
+  static constexpr bool kSelected = selected;
+  using Tile = std::conditional_t<kSelected, SelectedTile, ListedTile>;
   static constexpr int kHeadDim = head_dim;
   static constexpr int kWarpgroups = kHeadDim == 128 && !kGated ? 2 : 1;  // of a stream
   static constexpr int kHalves = 2 / kWarpgroups;                         // of a warpgroup
@@ -69,9 +73,10 @@ struct alignas(16) NextTile {
 
 template <typename C>
 struct StreamState {
-  ListedTile tile[2];  // the one worked on, and the next
-  int tile_count;      // how many the list has
-  NextTile next;       // where there are no producers
+  typename C::Tile tile[2];                   // the one worked on, and the next
+  int block[C::kSelected ? C::kStagesK : 1];  // kSelected: whose keys are in each stage
+  int tile_count;                             // how many the list has
+  NextTile next;                              // where there are no producers
   // A block's k_empty says that all warps have its scores, and so are done with the values of the
   // one before. The other *_empty are for producers.
   std::uint64_t q_full, q_empty;

@@ -41,6 +41,7 @@ struct Consumer : Loader<C> {
   using Base::args;
   using Base::data;
   using Base::state;
+  using ListedTile = typename C::Tile;
   static constexpr int kHalves = C::kHalves;
   static constexpr int kLast = kHalves - 1;
   static constexpr bool kGated = C::kGated;
@@ -71,6 +72,10 @@ struct Consumer : Loader<C> {
   bool plain;          // of the block whose scores are in s, see ListedTile; false after the last
   RingPosition<2> tile_ring;
   std::uint32_t q_phase = 0;
+
+  int block;       // kSelected: whose scores are in s
+  int next_block;  // kSelected: whose are computed
+  int upcoming;    // kSelected, loads: the entry of the list after those asked for
 
   // Of the tile.
   int n_begin, n_end;
@@ -126,14 +131,18 @@ struct Consumer : Loader<C> {
     return ((n - begin) | (end - 1 - n)) >= 0;
   }
 
+  // The block of step n, whose scores are in s.
+  __device__ __forceinline__ int block_of(int n) const { return C::kSelected ? block : n; }
+
   // Waits for the scores of block n half by half, and finds the largest.
   __device__ __forceinline__ void receive_scores(int n) {
     const int stage = k_ring.stage;
+    if constexpr (C::kSelected) block = next_block;
     if constexpr (kPlainKept) {
-      plain = is_within(n, plain_begin, plain_end);
+      plain = is_within(block_of(n), plain_begin, plain_end);
     } else {
       const int2 range = *reinterpret_cast<const int2*>(&current_tile().plain_begin);
-      plain = is_within(n, range.x, range.y);
+      plain = is_within(block_of(n), range.x, range.y);
     }
     k_ring.advance();
     locate_operands();
@@ -151,7 +160,13 @@ struct Consumer : Loader<C> {
     bits = kHalves == 2 ? max(bits, positive_bits(s[kLast])) : positive_bits(s[kLast]);
   }
 
+  // kSelected: reads whose keys are next, while it need not be waited for.
+  __device__ __forceinline__ void note_block() {
+    if constexpr (C::kSelected) next_block = state.block[k_ring.stage];
+  }
+
   __device__ __forceinline__ void compute_scores(int n) {
+    note_block();
 #pragma unroll
     for (int half = 0; half < kHalves; ++half) issue_scores(half);
     receive_scores(n);
@@ -162,13 +177,35 @@ struct Consumer : Loader<C> {
   __device__ __forceinline__ void load_ahead(int n) {
     mbarrier_wait(&state.k_empty[k_ring.before()], k_ring.phase_before());
     if (n - kValuesAhead >= n_begin) {
-      Base::load_values(Base::origin(current_tile()), n - kValuesAhead,
+      // kSelected: the next block of the ring of keys.
+      static_assert(!C::kSelected || C::kProducers || kValuesAhead == 1);
+      Base::load_values(Base::origin(current_tile()),
+                        C::kSelected ? state.block[k_ring.stage] : n - kValuesAhead,
                         (v_ring.stage + kValuesAhead) % C::kStagesV);
     }
     if (n - C::kStagesK >= n_begin) {
-      Base::load_keys(Base::origin(current_tile()), n - C::kStagesK, k_ring.before());
+      int next = n - C::kStagesK;
+      if constexpr (C::kSelected) {
+        next = checked_block(current_tile(), upcoming);
+        fetch_entry(n_end - n + C::kStagesK);
+      }
+      Base::load_keys(Base::origin(current_tile()), next, k_ring.before());
     }
     if (n <= n_begin + Base::kDrawAhead) prepare_next(n);
+  }
+
+  // kSelected: asks for an entry of the tile's list, which is used a block later.
+  __device__ __forceinline__ void fetch_entry(int i) {
+    if (i < n_end) upcoming = __ldg(current_tile().list + i);
+  }
+
+  // The block of step i from the first of a tile, which is not one of the last.
+  static __device__ __forceinline__ int first_block(const ListedTile& tile, int i) {
+    if constexpr (C::kSelected) {
+      return tile.first[i];
+    } else {
+      return tile.n_end - 1 - i;
+    }
   }
 
   __device__ __forceinline__ void set_next(const NextTile& next) {
@@ -184,19 +221,19 @@ struct Consumer : Loader<C> {
     if (next.drawn && left < C::kStagesK) {
       mbarrier_wait(&state.tile_full[tile_ring.stage ^ 1],
                     tile_ring.phase ^ static_cast<std::uint32_t>(tile_ring.stage));
-      const Tile& tile = next_tile();
+      const ListedTile& tile = next_tile();
       const int blocks = tile.n_end - tile.n_begin;
       if (left < kValuesAhead && next.values < blocks) {
-        Base::load_values(Base::origin(tile), tile.n_end - 1 - next.values,
+        Base::load_values(Base::origin(tile), first_block(tile, next.values),
                           (v_ring.stage + left + 1 + next.values) % C::kStagesV);
         ++next.values;
       }
       if (next.keys < blocks) {
-        Base::load_keys(Base::origin(tile), tile.n_end - 1 - next.keys,
+        Base::load_keys(Base::origin(tile), first_block(tile, next.keys),
                         (k_ring.stage + left + next.keys) % C::kStagesK);
         ++next.keys;
       }
-      if (left == 0 && blocks > 0) {
+      if (left == 0 && blocks > 0 && !next.queries) {
         Base::load_queries(tile);
         next.queries = 1;
       }
@@ -208,20 +245,40 @@ struct Consumer : Loader<C> {
     set_next(next);
   }
 
+  // At the last block of a tile: asks for the next tile's queries, if all are done with these and
+  // it is there. Else prepare_next() does.
+  __device__ __forceinline__ void load_queries_early() {
+    NextTile next = state.next;
+    __syncwarp();
+    if (!next.drawn || next.queries ||
+        !mbarrier_test(&state.k_empty[k_ring.before()], k_ring.phase_before()) ||
+        !mbarrier_test(&state.tile_full[tile_ring.stage ^ 1],
+                       tile_ring.phase ^ static_cast<std::uint32_t>(tile_ring.stage))) {
+      return;
+    }
+    const ListedTile& tile = next_tile();
+    if (tile.n_end <= tile.n_begin) return;
+    Base::load_queries(tile);
+    next.queries = 1;
+    set_next(next);
+  }
+
   // Asks for what is not on its way of a tile that begins.
   __device__ __forceinline__ void load_first() {
     const NextTile ready = state.next;
     __syncwarp();
-    const Tile& tile = current_tile();
+    const ListedTile& tile = current_tile();
     const int blocks = n_end - n_begin;
+    static_assert(!C::kSelected || C::kProducers || C::kStagesK <= SelectedTile::kFirst);
+    if constexpr (C::kSelected) fetch_entry(C::kStagesK);
 #pragma unroll 1
     for (int i = ready.keys; i < min(C::kStagesK, blocks); ++i) {
-      Base::load_keys(Base::origin(tile), n_end - 1 - i, (k_ring.stage + i) % C::kStagesK);
+      Base::load_keys(Base::origin(tile), first_block(tile, i), (k_ring.stage + i) % C::kStagesK);
     }
     if (!ready.queries) Base::load_queries(tile);
 #pragma unroll 1
     for (int i = ready.values; i < min(kValuesAhead, blocks); ++i) {
-      Base::load_values(Base::origin(tile), n_end - 1 - i, (v_ring.stage + i) % C::kStagesV);
+      Base::load_values(Base::origin(tile), first_block(tile, i), (v_ring.stage + i) % C::kStagesV);
     }
     set_next({});
   }
@@ -230,7 +287,7 @@ struct Consumer : Loader<C> {
   __device__ __forceinline__ void mask(int n) {
 #pragma unroll
     for (int half = 0; half < kHalves; ++half) {
-      mask_block(args.params.sequences, current_tile(), n, first_row(half), s[half]);
+      mask_block(args.params.sequences, current_tile(), block_of(n), first_row(half), s[half]);
       const int of_half = positive_bits(s[half]);
       bits = half == 0 ? of_half : max(bits, of_half);
     }
@@ -257,9 +314,10 @@ struct Consumer : Loader<C> {
   // Of block n, which is not plain: what rows do not see is masked. Returns this thread's vote.
   __device__ __forceinline__ bool look_up(int n) {
     const Tile& tile = current_tile();
-    if (!full_blocks(args.params.sequences, tile).contains(n)) mask(n);
+    if (!full_blocks(args.params.sequences, tile).contains(block_of(n))) mask(n);
     if constexpr (!kGated) return true;
-    const bool always = n >= tile.kept_begin && n < tile.kept_end;
+    if (C::kSelected && block_of(n) == kNoBlock) return false;
+    const bool always = block_of(n) >= tile.kept_begin && block_of(n) < tile.kept_end;
     return keep_block(largest_seen(), tile.threshold, always);
   }
 
@@ -295,12 +353,13 @@ struct Consumer : Loader<C> {
   __device__ __forceinline__ void keep(int n) {
     ++kept_blocks;
     if (!loads) return;
-    Base::load_values(kOriginKept ? key_origin : Base::origin(current_tile()), n, v_ring.stage);
+    Base::load_values(kOriginKept ? key_origin : Base::origin(current_tile()), block_of(n),
+                      v_ring.stage);
     const KernelParams& p = args.params;
     if (p.kept_mask != nullptr && elect_one()) [[unlikely]] {
       const Tile& tile = current_tile();
       p.kept_mask[tile.sequence * p.mask_stride[0] + tile.head * p.mask_stride[1] +
-                  tile.q_block * p.mask_stride[2] + n * p.mask_stride[3]] = 1;
+                  tile.q_block * p.mask_stride[2] + block_of(n) * p.mask_stride[3]] = 1;
     }
   }
 
@@ -384,7 +443,7 @@ struct Consumer : Loader<C> {
       mbarrier_wait(&state.v_full[v_ring.stage], v_ring.phase);
     }
     if (args.params.zero_value_tail) {
-      const int rows = current_tile().seqlen_k - n * kBlockN;
+      const int rows = max(current_tile().seqlen_k - block_of(n) * kBlockN, 0);
       if (rows < kBlockN) zero_value_rows<C>(data.v[v_ring.stage], rows, 1 + stream);
     }
   }
@@ -439,6 +498,7 @@ struct Consumer : Loader<C> {
   // other.
   __device__ __forceinline__ void attend(int n) {
     if constexpr (kGated) keep(n);
+    if (C::kSelected && !C::kProducers && loads && n == n_begin) load_queries_early();
     follow_maxima();
     exponentiate(0);
     wait_values(n);
@@ -455,6 +515,7 @@ struct Consumer : Loader<C> {
       if (n > n_begin) {
         wgmma_wait<1>();
         receive_values(0);
+        note_block();
         issue_scores(0);
         wgmma_wait<1>();
         receive_values(1);

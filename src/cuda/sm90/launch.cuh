@@ -9,9 +9,9 @@
 
 namespace bsfa::cuda::sm90 {
 
-template <typename T, Form kForm, int kHeadDim>
+template <typename T, Form kForm, int kHeadDim, bool kSelected>
 Status launch_attention(const Arguments& arguments, int multiprocessors, cudaStream_t stream) {
-  using C = Config<kForm, kHeadDim>;
+  using C = Config<kForm, kHeadDim, kSelected>;
   constexpr int kBytes = sizeof(SharedStorage<C>) + 1024;  // to align the start
   const auto kernel = attention_kernel<T, C>;
   static SharedMemoryGrant grant;

@@ -25,6 +25,7 @@ struct KeyOrigin {
 
 template <typename C>
 struct Loader {
+  using ListedTile = typename C::Tile;
   // Blocks left when the next tile is drawn: enough to hide that, however few of them are kept.
   // Streams that draw earlier get unequal shares.
   static constexpr int kDrawAhead = 6;
@@ -42,6 +43,10 @@ struct Loader {
   }
 
   __device__ __forceinline__ void load_keys(const KeyOrigin& from, int block, int stage) const {
+    if constexpr (C::kSelected) {
+      // Before the arrival at the barrier, which the readers wait for.
+      if (elect_one()) state.block[stage] = block;
+    }
     load_box(data.k[stage], args.k, C::kBlockBytes, &state.k_full[stage],
              from.row + block * kBlockN, from.head, from.batch);
   }
@@ -60,7 +65,8 @@ struct Loader {
     if (index == kDrawn) index = C::kStreams * gridDim.x + atomicAdd(args.params.tile_counter, 1);
     if (index < state.tile_count) {
       mbarrier_arrive_expect(&state.tile_full[slot], sizeof(ListedTile));
-      copy_bytes(&state.tile[slot], &args.tiles[index], sizeof(ListedTile), &state.tile_full[slot]);
+      copy_bytes(&state.tile[slot], reinterpret_cast<const ListedTile*>(args.tiles) + index,
+                 sizeof(ListedTile), &state.tile_full[slot]);
     } else {
       state.tile[slot].sequence = -1;
       state.tile[slot].n_begin = state.tile[slot].n_end = 0;

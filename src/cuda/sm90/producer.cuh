@@ -17,10 +17,14 @@ struct Producer : Loader<C> {
   // first, and the first keys may be loaded before the last tile is done with its Q.
   static constexpr int kLag = 2;
 
+  using ListedTile = typename C::Tile;
+
   RingPosition<2> tile_ring;  // of the next tile
   RingPosition<C::kStagesK> k_ring;
   RingPosition<C::kStagesV> v_ring;
   std::uint32_t q_phase = 1;
+  int upcoming = 0;       // kSelected: the entry of the list after those asked for
+  int recent[kLag] = {};  // kSelected: the blocks of the last steps, whose values follow
 
   // Hands out the next tile, or the end; false at the end.
   __device__ __forceinline__ bool publish(int index) {
@@ -32,11 +36,25 @@ struct Producer : Loader<C> {
     return state.tile[slot].sequence >= 0;
   }
 
-  // Loads what belongs to the step of block n.
-  __device__ __forceinline__ void load(const Tile& tile, int n) {
+  // The block of step n. kSelected: once for each step, in order.
+  __device__ __forceinline__ int next_block(const ListedTile& tile, int n) {
+    if constexpr (C::kSelected) {
+      const int i = tile.n_end - 1 - n;
+      const int block = i < ListedTile::kFirst ? tile.first[i] : checked_block(tile, upcoming);
+      if (n > tile.n_begin && i + 1 >= ListedTile::kFirst) upcoming = __ldg(tile.list + i + 1);
+      return block;
+    } else {
+      return n;
+    }
+  }
+
+  // Loads what belongs to step n.
+  __device__ __forceinline__ void load(const ListedTile& tile, int n) {
+    int block = n;
     if (n >= tile.n_begin) {
       mbarrier_wait(&state.k_empty[k_ring.stage], k_ring.phase ^ 1);
-      Base::load_keys(Base::origin(tile), n, k_ring.stage);
+      block = next_block(tile, n);
+      Base::load_keys(Base::origin(tile), block, k_ring.stage);
       k_ring.advance();
     }
     if (n == max(tile.n_end - kLag, tile.n_begin)) {
@@ -46,16 +64,22 @@ struct Producer : Loader<C> {
     }
     if (!C::kGated && n + kLag < tile.n_end) {
       mbarrier_wait(&state.v_empty[v_ring.stage], v_ring.phase ^ 1);
-      Base::load_values(Base::origin(tile), n + kLag, v_ring.stage);
+      Base::load_values(Base::origin(tile), C::kSelected ? recent[kLag - 1] : n + kLag,
+                        v_ring.stage);
       v_ring.advance();
+    }
+    if constexpr (C::kSelected && !C::kGated) {
+#pragma unroll
+      for (int i = kLag - 1; i > 0; --i) recent[i] = recent[i - 1];
+      recent[0] = block;
     }
   }
 
   __device__ __forceinline__ void run(int first_index) {
-    const Tile* tile = nullptr;  // read from there: a producer has few registers
+    const ListedTile* tile = nullptr;  // read from there: a producer has few registers
     int n = 0;
     for (int index = first_index;; index = Base::kDrawn) {
-      const Tile* const next = &state.tile[tile_ring.stage];
+      const ListedTile* const next = &state.tile[tile_ring.stage];
       const bool more = publish(index);
       // The last blocks of the tile under way, then the first of the next: that is drawn when few
       // blocks are left.

@@ -20,16 +20,17 @@ __device__ __forceinline__ bool present(const Tile& tile, int row) {
 __device__ __forceinline__ void mask_block(const SequenceLayout& sequences, const Tile& tile, int n,
                                            int row, float* s) {
   const int window = static_cast<int>(sequences.window);
+  const int origin = n * kBlockN + threadIdx.x % 4 * 2;
   VisibleColumns columns;
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const int position = tile.key + row + 8 * i;
-    const int origin = n * kBlockN + threadIdx.x % 4 * 2;
-    columns.low[i] = (window > 0 ? position - window + 1 : 0) - origin;
+    columns.low[i] = position - window + 1 - origin;
     columns.high[i] =
         (sequences.causal ? min(tile.seqlen_k, position + 1) : tile.seqlen_k) - origin;
   }
-  mask_scores(s, columns);
+  mask_after(s, columns.high);
+  if (window > 0) mask_before(s, columns.low);
 }
 
 // The largest score of the two rows.
@@ -71,12 +72,16 @@ __device__ __forceinline__ uint4 gather_columns(std::uint32_t a, std::uint32_t b
 template <typename T, int kHeadDim>
 __device__ __forceinline__ void store_rows(const KernelParams& p, const Tile& tile, int first_row,
                                            const RunningSoftmax& softmax, const float* out) {
-  T* const target = static_cast<T*>(p.out) + tile.batch * p.out_stride[0] +
-                    tile.head * p.out_stride[2] + threadIdx.x % 4 * 8;
+  T* const base = static_cast<T*>(p.out) + tile.batch * p.out_stride[0] +
+                  tile.head * p.out_stride[2] + threadIdx.x % 4 * 8;
+  T* target[2];
+  bool stored[2];
+  float inverse[2];
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const int row = first_row + 8 * i;
-    const bool stored = present(tile, row);
+    target[i] = base + (tile.q_row + row) * p.out_stride[1];
+    stored[i] = present(tile, row);
     float sum = quad_sum(softmax.sum[i]);
     const bool seen = softmax.reference[i] != -INFINITY;
     float reference = seen ? softmax.reference[i] * p.softmax_scale : -INFINITY;
@@ -89,20 +94,27 @@ __device__ __forceinline__ void store_rows(const KernelParams& p, const Tile& ti
         sum = 1;
       }
     }
-    const float inverse = sum == 0 ? 0.0f : 1.0f / sum;
-    if (p.lse != nullptr && stored && threadIdx.x % 4 == 0) {
+    inverse[i] = sum == 0 ? 0.0f : 1.0f / sum;
+    if (p.lse != nullptr && stored[i] && threadIdx.x % 4 == 0) {
       p.lse[tile.batch * p.lse_stride[0] + tile.head * p.lse_stride[1] +
             (tile.q_row + row) * p.lse_stride[2]] = reference + logf(sum);
     }
+  }
+  // Both rows beside each other: the exchanges of one wait while those of the other go on.
 #pragma unroll
-    for (int k = 0; k < kHeadDim / 32; ++k) {
+  for (int k = 0; k < kHeadDim / 32; ++k) {
+    uint4 columns[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
       const float* o = &out[16 * k + 2 * i];
-      const uint4 columns = gather_columns(
-          pack<T>(o[0] * inverse, o[1] * inverse), pack<T>(o[4] * inverse, o[5] * inverse),
-          pack<T>(o[8] * inverse, o[9] * inverse), pack<T>(o[12] * inverse, o[13] * inverse));
-      if (stored) {
-        *reinterpret_cast<uint4*>(target + (tile.q_row + row) * p.out_stride[1] + 32 * k) = columns;
-      }
+      const auto packed = [&](int c) {
+        return pack<T>(o[4 * c] * inverse[i], o[4 * c + 1] * inverse[i]);
+      };
+      columns[i] = gather_columns(packed(0), packed(1), packed(2), packed(3));
+    }
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      if (stored[i]) *reinterpret_cast<uint4*>(target[i] + 32 * k) = columns[i];
     }
   }
 }

@@ -25,7 +25,7 @@ __device__ void count_tiles(const Arguments& args) {
   }
 }
 
-template <Form kForm>
+template <Form kForm, bool kSelected>
 __global__ void list_kernel(const __grid_constant__ Arguments args) {
   if (blockIdx.x == 0) count_tiles(args);
   const KernelParams& p = args.params;
@@ -34,7 +34,21 @@ __global__ void list_kernel(const __grid_constant__ Arguments args) {
   const ListedTile tile = listed_tile<kForm>(p, index);
   if (tile.sequence < 0) return;
   const int place = all_tiles_exist(p.sequences) ? index : tiles_before(p, tile);
-  if (place < args.most_tiles) args.tiles[place] = tile;
+  if (place >= args.most_tiles) return;
+  if constexpr (kSelected) {
+    reinterpret_cast<SelectedTile*>(args.tiles)[place] = selected_tile(p, tile);
+  } else {
+    args.tiles[place] = tile;
+  }
+}
+
+template <Form kForm>
+void launch_list(const Arguments& arguments, int blocks, cudaStream_t stream) {
+  if (arguments.params.lists) {
+    list_kernel<kForm, true><<<blocks, kThreads, 0, stream>>>(arguments);
+  } else {
+    list_kernel<kForm, false><<<blocks, kThreads, 0, stream>>>(arguments);
+  }
 }
 
 }  // namespace
@@ -43,13 +57,13 @@ Status list_tiles(const Arguments& arguments, Form form, cudaStream_t stream) {
   const int blocks = (total_tiles(arguments.params) + kThreads - 1) / kThreads;
   switch (form) {
     case Form::kDense:
-      list_kernel<Form::kDense><<<blocks, kThreads, 0, stream>>>(arguments);
+      launch_list<Form::kDense>(arguments, blocks, stream);
       break;
     case Form::kGated:
-      list_kernel<Form::kGated><<<blocks, kThreads, 0, stream>>>(arguments);
+      launch_list<Form::kGated>(arguments, blocks, stream);
       break;
     case Form::kCalibrating:
-      list_kernel<Form::kCalibrating><<<blocks, kThreads, 0, stream>>>(arguments);
+      launch_list<Form::kCalibrating>(arguments, blocks, stream);
       break;
   }
   return check(cudaGetLastError(), "launch of the kernel that lists tiles");

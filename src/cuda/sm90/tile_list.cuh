@@ -15,6 +15,26 @@ struct alignas(16) ListedTile : Tile {
 };
 static_assert(sizeof(ListedTile) == kListedTileBytes);
 
+// The block of an entry that names none the tile sees: its rows are outside every tensor, so that
+// the copy engine gives zeros for them, and no row sees its columns.
+inline constexpr int kNoBlock = 1 << 24;
+
+// A tile that visits the blocks of a list. Its n_begin and n_end count steps, not blocks: step n
+// visits the entry n_end - 1 - n.
+struct alignas(16) SelectedTile : ListedTile {
+  static constexpr int kFirst = 4;
+  int first[kFirst];         // the first entries, checked; kNoBlock past the end
+  const std::int32_t* list;  // all of them, as they came
+  int visible_begin;         // blocks that the tile sees
+  int visible_end;
+};
+static_assert(sizeof(SelectedTile) == kSelectedTileBytes);
+
+// The block of a list's entry.
+__device__ __forceinline__ int checked_block(const SelectedTile& tile, int entry) {
+  return entry >= tile.visible_begin && entry < tile.visible_end ? entry : kNoBlock;
+}
+
 // Blocks of a tile that all rows see whole.
 __device__ inline BlockRange full_blocks(const SequenceLayout& sequences, const Tile& tile) {
   const int window = static_cast<int>(sequences.window);
@@ -61,6 +81,22 @@ __device__ inline int tiles_before(const KernelParams& p, const Tile& tile) {
     before += heads_in(section, kv_head);
   }
   return before * p.group + tile.head % p.group;
+}
+
+__device__ inline SelectedTile selected_tile(const KernelParams& p, const ListedTile& from) {
+  SelectedTile tile;
+  static_cast<ListedTile&>(tile) = from;
+  tile.visible_begin = from.n_begin;
+  tile.visible_end = from.n_end;
+  const BlockList list = block_list(p.lists, p.num_heads_q, from.sequence, from.head, from.q_block);
+  tile.list = list.blocks;
+  tile.n_begin = 0;
+  tile.n_end = static_cast<int>(list.count);
+#pragma unroll
+  for (int i = 0; i < SelectedTile::kFirst; ++i) {
+    tile.first[i] = i < tile.n_end ? checked_block(tile, tile.list[i]) : kNoBlock;
+  }
+  return tile;
 }
 
 template <Form kForm>

@@ -1,6 +1,6 @@
 #include "cuda/sm90/launch.cuh"
 
 namespace bsfa::cuda::sm90 {
-template Status launch_attention<__nv_bfloat16, Form::kCalibrating, 64>(const Arguments&, int,
-                                                                        cudaStream_t);
+template Status launch_attention<__nv_bfloat16, Form::kCalibrating, 64, false>(const Arguments&,
+                                                                               int, cudaStream_t);
 }  // namespace bsfa::cuda::sm90

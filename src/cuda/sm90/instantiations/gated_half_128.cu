@@ -1,5 +1,8 @@
 #include "cuda/sm90/launch.cuh"
 
 namespace bsfa::cuda::sm90 {
-template Status launch_attention<__half, Form::kGated, 128>(const Arguments&, int, cudaStream_t);
+template Status launch_attention<__half, Form::kGated, 128, false>(const Arguments&, int,
+                                                                   cudaStream_t);
+template Status launch_attention<__half, Form::kGated, 128, true>(const Arguments&, int,
+                                                                  cudaStream_t);
 }  // namespace bsfa::cuda::sm90

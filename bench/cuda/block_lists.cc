@@ -1,0 +1,372 @@
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <nlohmann/json.hpp>
+#include <numeric>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "bsfa/attention.hpp"
+
+// Block lists against the own dense form on one card: causal, batch 1, 32 query and 8 key/value
+// heads, head_dim 128, bf16. A list for each query head and query block, ascending, of a share of
+// the visible blocks: at random, or in runs of four that a group's heads and four neighbouring
+// query blocks share ("structured"). Block 0 and the diagonal are always among them.
+//
+// First the result is checked: with lists of all blocks the output has to be the dense one's to the
+// bit, and with the kept blocks of a gated call to a few units in the last place the gated one's.
+// Then the contenders run in rotating order, each the larger of one call and 12 ms a sample; median
+// and spread ((max - min) / median) of 7. `share` is the part of 1/density that is reached.
+//
+//   block_lists [--out results.json] [TOKENS...]       (default 8192 32768 65536 131072)
+
+namespace {
+
+using namespace bsfa;
+
+constexpr std::int64_t kHeads = 32, kKeyHeads = 8, kDim = 128, kSamples = 7;
+constexpr double kSampleMs = 12;
+
+void check(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return;
+  std::fprintf(stderr, "error: %s: %s\n", what, cudaGetErrorString(error));
+  std::exit(1);
+}
+
+class Device {
+ public:
+  explicit Device(std::size_t bytes) {
+    check(cudaMalloc(&data_, std::max<std::size_t>(bytes, 1)), "cudaMalloc");
+  }
+  template <typename T>
+  explicit Device(const std::vector<T>& from) : Device(from.size() * sizeof(T)) {
+    check(cudaMemcpy(data_, from.data(), from.size() * sizeof(T), cudaMemcpyHostToDevice),
+          "upload");
+  }
+  Device(Device&& other) noexcept { std::swap(data_, other.data_); }
+  ~Device() { cudaFree(data_); }
+  template <typename T>
+  T* as() const {
+    return static_cast<T*>(data_);
+  }
+  template <typename T>
+  std::vector<T> download(std::size_t count) const {
+    std::vector<T> to(count);
+    check(cudaMemcpy(to.data(), data_, count * sizeof(T), cudaMemcpyDeviceToHost), "download");
+    return to;
+  }
+
+ private:
+  void* data_ = nullptr;
+};
+
+std::uint16_t to_bf16(float x) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return static_cast<std::uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+float from_bf16(std::uint16_t x) {
+  const std::uint32_t bits = std::uint32_t{x} << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+std::vector<std::uint16_t> random_tensor(std::int64_t elements, float scale, std::uint64_t seed) {
+  std::mt19937_64 random(seed);
+  std::normal_distribution<float> normal;
+  std::vector<std::uint16_t> values(static_cast<std::size_t>(elements));
+  // A million numbers repeated: drawing them all takes longer than the measurement.
+  const std::size_t drawn = std::min<std::size_t>(values.size(), (1 << 20) + 7);
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    values[i] = i < drawn ? to_bf16(scale * normal(random)) : values[i - drawn];
+  }
+  return values;
+}
+
+struct Lists {
+  std::vector<std::int32_t> indices;
+  std::vector<std::int64_t> offsets{0};
+  std::int64_t visible = 0;
+  double density() const {
+    return static_cast<double>(indices.size()) / static_cast<double>(visible);
+  }
+};
+
+// The listed blocks of every head and query block, as `choose` says: (head, query block, visible
+// blocks) -> one flag a block.
+Lists make_lists(
+    std::int64_t tokens,
+    const std::function<std::vector<char>(std::int64_t, std::int64_t, std::int64_t)>& choose) {
+  Lists lists;
+  for (std::int64_t head = 0; head < kHeads; ++head) {
+    for (std::int64_t i = 0; i < tokens / 128; ++i) {
+      const std::int64_t visible = 2 * (i + 1);
+      const std::vector<char> chosen = choose(head, i, visible);
+      for (std::int64_t j = 0; j < visible; ++j) {
+        if (chosen[static_cast<std::size_t>(j)] != 0) {
+          lists.indices.push_back(static_cast<std::int32_t>(j));
+        }
+      }
+      lists.offsets.push_back(static_cast<std::int64_t>(lists.indices.size()));
+      lists.visible += visible;
+    }
+  }
+  return lists;
+}
+
+Lists drawn_lists(std::int64_t tokens, double density, bool structured) {
+  std::mt19937_64 random(7);
+  return make_lists(tokens, [&](std::int64_t head, std::int64_t i, std::int64_t visible) {
+    std::vector<char> chosen(static_cast<std::size_t>(visible), 0);
+    chosen[0] = chosen[static_cast<std::size_t>(visible - 1)] =
+        chosen[static_cast<std::size_t>(visible - 2)] = 1;
+    std::int64_t have = std::accumulate(chosen.begin(), chosen.end(), std::int64_t{0});
+    const auto want =
+        static_cast<std::int64_t>(std::lround(density * static_cast<double>(visible)));
+    std::mt19937_64 own(static_cast<std::uint64_t>(head / 4 * 7919 + i / 4));
+    std::mt19937_64& source = structured ? own : random;
+    const std::int64_t run = structured ? 4 : 1;
+    while (have < want) {
+      const auto begin = static_cast<std::int64_t>(source() % static_cast<std::uint64_t>(visible));
+      for (std::int64_t j = begin; j < std::min(begin + run, visible) && have < want; ++j) {
+        have += chosen[static_cast<std::size_t>(j)] == 0 ? 1 : 0;
+        chosen[static_cast<std::size_t>(j)] = 1;
+      }
+    }
+    return chosen;
+  });
+}
+
+struct Contender {
+  std::string name;
+  double density = 1;
+  AttentionParams params;
+  std::vector<Device> owned;
+  std::vector<double> ms;
+
+  void plan() {
+    const std::size_t bytes = workspace_size(params);
+    owned.emplace_back(bytes);
+    params.workspace = owned.back().as<void>();
+    params.workspace_bytes = bytes;
+  }
+  void set_lists(const Lists& lists, std::int64_t tokens) {
+    owned.emplace_back(lists.indices);
+    owned.emplace_back(lists.offsets);
+    params.lists.indices = owned[owned.size() - 2].as<std::int32_t>();
+    params.lists.offsets = owned.back().as<std::int64_t>();
+    params.lists.num_indices = static_cast<std::int64_t>(lists.indices.size());
+    params.lists.num_heads = kHeads;
+    params.lists.q_blocks = tokens / 128;
+    density = lists.density();
+  }
+};
+
+class Bench {
+ public:
+  explicit Bench(std::int64_t tokens)
+      : tokens_(tokens),
+        q_(random_tensor(tokens * kHeads * kDim, 1, 1)),
+        k_(random_tensor(tokens * kKeyHeads * kDim, 1, 2)),
+        v_(random_tensor(tokens * kKeyHeads * kDim, 1, 3)),
+        out_(static_cast<std::size_t>(tokens * kHeads * kDim) * 2) {}
+
+  Contender contender(const std::string& name) const {
+    Contender c;
+    c.name = name;
+    AttentionParams& p = c.params;
+    const DType type = DType::kBFloat16;
+    p.q = contiguous<const void*>(q_.as<void>(), type, 1, tokens_, kHeads, kDim);
+    p.k = contiguous<const void*>(k_.as<void>(), type, 1, tokens_, kKeyHeads, kDim);
+    p.v = contiguous<const void*>(v_.as<void>(), type, 1, tokens_, kKeyHeads, kDim);
+    p.out = contiguous<void*>(out_.as<void>(), type, 1, tokens_, kHeads, kDim);
+    p.causal = true;
+    p.device = {DeviceType::kCuda, 0};
+    return c;
+  }
+
+  std::vector<std::uint16_t> output_of(Contender& c) const {
+    check(cudaMemset(out_.as<void>(), 0xff, static_cast<std::size_t>(size()) * 2), "memset");
+    attention_forward(c.params);
+    check(cudaDeviceSynchronize(), "attention");
+    return out_.download<std::uint16_t>(static_cast<std::size_t>(size()));
+  }
+
+  // Stops the program if lists do not compute what they should.
+  void check_results() const {
+    Contender dense = contender("dense");
+    dense.plan();
+    Contender all = contender("all blocks");
+    // From the last block to the first, as the dense form goes.
+    Lists lists;
+    for (std::int64_t n = 0; n < kHeads * (tokens_ / 128); ++n) {
+      const std::int64_t visible = 2 * (n % (tokens_ / 128) + 1);
+      for (std::int64_t j = visible - 1; j >= 0; --j) {
+        lists.indices.push_back(static_cast<std::int32_t>(j));
+      }
+      lists.offsets.push_back(static_cast<std::int64_t>(lists.indices.size()));
+      lists.visible += visible;
+    }
+    all.set_lists(lists, tokens_);
+    all.plan();
+    if (output_of(dense) != output_of(all)) fail("lists of all blocks differ from dense");
+
+    const std::int64_t q_blocks = tokens_ / 128;
+    const std::int64_t kv_blocks = tokens_ / 64;
+    Contender gated = contender("gated");
+    const std::vector<float> thresholds(static_cast<std::size_t>(kHeads * q_blocks), 4.2f);
+    gated.owned.emplace_back(thresholds);
+    ThresholdView table;
+    table.data = gated.owned.back().as<float>();
+    table.num_heads = kHeads;
+    table.num_q_blocks = table.stride_head = q_blocks;
+    gated.params.policy = Policy::threshold(table);
+    const auto cells = static_cast<std::size_t>(kHeads * q_blocks * kv_blocks);
+    gated.owned.emplace_back(cells);
+    gated.params.kept_mask = {
+        gated.owned.back().as<std::uint8_t>(), {1, kHeads, q_blocks, kv_blocks}, {}};
+    set_contiguous(gated.params.kept_mask.shape, gated.params.kept_mask.stride);
+    gated.plan();
+    const auto expected = output_of(gated);
+    const auto mask = Device(std::move(gated.owned[1])).download<std::uint8_t>(cells);
+    Contender kept = contender("kept");
+    const Lists of_mask =
+        make_lists(tokens_, [&](std::int64_t head, std::int64_t i, std::int64_t visible) {
+          const auto begin = mask.begin() + (head * q_blocks + i) * kv_blocks;
+          return std::vector<char>(begin, begin + visible);
+        });
+    kept.set_lists(of_mask, tokens_);
+    kept.plan();
+    const auto got = output_of(kept);
+    double worst = 0;
+    for (std::size_t i = 0; i < got.size(); ++i) {
+      const double difference = std::abs(from_bf16(got[i]) - from_bf16(expected[i]));
+      worst = difference <= worst ? worst : difference;
+    }
+    if (!(worst < 0.02)) fail("lists of a gated call's kept blocks differ from it");
+    std::printf(
+        "checked: all blocks give dense's bits; the %.2f that a gate keeps differ from it by "
+        "%.1e at most\n",
+        of_mask.density(), worst);
+  }
+
+  nlohmann::json measure() const {
+    std::vector<Contender> all;
+    all.push_back(contender("dense"));
+    for (const double density : {0.5, 0.24, 0.1, 0.05}) {
+      for (const bool structured : {false, true}) {
+        Contender c = contender(structured ? "structured" : "random");
+        c.set_lists(drawn_lists(tokens_, density, structured), tokens_);
+        all.push_back(std::move(c));
+      }
+    }
+    for (Contender& c : all) c.plan();
+    cudaEvent_t begin, end;
+    check(cudaEventCreate(&begin), "event");
+    check(cudaEventCreate(&end), "event");
+    for (std::int64_t sample = -1; sample < kSamples; ++sample) {
+      for (std::size_t n = 0; n < all.size(); ++n) {
+        Contender& c = all[(n + static_cast<std::size_t>(sample + 1)) % all.size()];
+        const int calls =
+            sample < 0 ? 1 : std::max(1, static_cast<int>(std::ceil(kSampleMs / c.ms.front())));
+        check(cudaEventRecord(begin), "record");
+        for (int i = 0; i < calls; ++i) attention_forward(c.params);
+        check(cudaEventRecord(end), "record");
+        check(cudaEventSynchronize(end), "attention");
+        float ms = 0;
+        check(cudaEventElapsedTime(&ms, begin, end), "elapsed");
+        c.ms.push_back(ms / calls);
+      }
+    }
+    const auto median = [](std::vector<double> values) {
+      std::sort(values.begin(), values.end());
+      return values[values.size() / 2];
+    };
+    nlohmann::json rows = nlohmann::json::array();
+    double dense = 0;
+    for (Contender& c : all) {
+      c.ms.erase(c.ms.begin());  // warm-up
+      const double ms = median(c.ms);
+      if (dense == 0) dense = ms;
+      const auto [low, high] = std::minmax_element(c.ms.begin(), c.ms.end());
+      nlohmann::json row{{"lists", c.name},
+                         {"density", c.density},
+                         {"ms", ms},
+                         {"spread", (*high - *low) / ms},
+                         {"speed_over_dense", dense / ms},
+                         {"share", dense / ms * c.density}};
+      std::printf("%7lld %-11s density %.3f %9.3f ms  over dense %6.2f  share %.3f  spread %.2f\n",
+                  static_cast<long long>(tokens_), c.name.c_str(), c.density, ms, dense / ms,
+                  dense / ms * c.density, (*high - *low) / ms);
+      rows.push_back(row);
+    }
+    return {{"tokens", tokens_}, {"rows", rows}};
+  }
+
+ private:
+  std::int64_t size() const { return tokens_ * kHeads * kDim; }
+  [[noreturn]] static void fail(const char* what) {
+    std::fprintf(stderr, "error: %s\n", what);
+    std::exit(1);
+  }
+
+  std::int64_t tokens_;
+  Device q_, k_, v_, out_;
+};
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  std::string out;
+  std::vector<std::int64_t> lengths;
+  for (int i = 1; i < argc; ++i) {
+    const std::string argument = argv[i];
+    if (argument == "--out" && i + 1 < argc) {
+      out = argv[++i];
+      continue;
+    }
+    char* end = nullptr;
+    const long long tokens = std::strtoll(argv[i], &end, 10);
+    if (*end != '\0' || tokens < 256 || tokens % 128 != 0) {
+      std::fprintf(
+          stderr,
+          "error: '%s' is not accepted; usage: block_lists [--out FILE] [TOKENS...], tokens "
+          "a multiple of 128 from 256\n",
+          argv[i]);
+      return 2;
+    }
+    lengths.push_back(tokens);
+  }
+  if (lengths.empty()) lengths = {8192, 32768, 65536, 131072};
+  cudaDeviceProp card{};
+  check(cudaGetDeviceProperties(&card, 0), "device");
+  int driver = 0;
+  check(cudaDriverGetVersion(&driver), "driver");
+  Bench(2048).check_results();
+  nlohmann::json result{{"benchmark", "block_lists"},
+                        {"card", card.name},
+                        {"cuda_driver", driver},
+                        {"protocol",
+                         "rotating order, the larger of one call and 12 ms a sample, "
+                         "median of 7; causal, 32/8 heads, head_dim 128, bf16"},
+                        {"lengths", nlohmann::json::array()}};
+  for (const std::int64_t tokens : lengths) result["lengths"].push_back(Bench(tokens).measure());
+  if (out.empty()) return 0;
+  std::FILE* file = std::fopen(out.c_str(), "w");
+  const std::string text = result.dump(1) + "\n";
+  if (file == nullptr || std::fwrite(text.data(), 1, text.size(), file) != text.size() ||
+      std::fclose(file) != 0) {
+    std::fprintf(stderr, "error: cannot write '%s'\n", out.c_str());
+    return 1;
+  }
+  return 0;
+}

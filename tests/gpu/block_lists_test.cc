@@ -1,0 +1,211 @@
+#include <cstring>
+#include <functional>
+
+#include "harness.hpp"
+#include "support/attention_case.hpp"
+#include "support/compare.hpp"
+
+// Block lists on a card, compared with the oracle on the same data.
+
+namespace bsfa::gpu_test {
+namespace {
+
+using testing::AttentionCase;
+using testing::AttentionData;
+using testing::Buffer;
+
+class BlockListsOnCard : public ::testing::TestWithParam<std::string> {
+ protected:
+  void SetUp() override {
+    int devices = 0;
+    if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) GTEST_SKIP() << "no card";
+  }
+};
+GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(BlockListsOnCard);
+
+AttentionCase listed_case(std::int64_t head_dim) {
+  AttentionCase c;
+  c.seqlen_q = 513;
+  c.seqlen_k = 1111;
+  c.num_heads_q = 4;
+  c.num_heads_kv = 2;
+  c.head_dim = head_dim;
+  c.q_dtype = c.kv_dtype = DType::kBFloat16;
+  c.listed = 0.35;
+  return c;
+}
+
+// Device copies of everything that a call points to, and the way back of its results.
+class OnDevice {
+ public:
+  explicit OnDevice(AttentionData& data) : data_(data), params_(data.params()) {
+    data.poison();
+    move(&params_.q.data, data.q);
+    move(&params_.k.data, data.k);
+    move(&params_.v.data, data.v);
+    move(&params_.out.data, data.out);
+    move(&params_.lse.data, data.lse);
+    move(&params_.policy.thresholds.data, data.thresholds);
+    move(&params_.cu_seqlens_q, data.cu_seqlens_q);
+    move(&params_.cu_seqlens_k, data.cu_seqlens_k);
+    move(&params_.leftpad_k, data.c.leftpad_k);
+    move(&params_.seqused_k, data.c.seqused_k);
+    move(&params_.lists.indices, data.list_indices);
+    if (params_.lists.offsets != nullptr) move(&params_.lists.offsets, data.list_offsets);
+    if (params_.lists.counts != nullptr) move(&params_.lists.counts, data.list_counts);
+    move(&params_.kept_blocks.data, data.kept_blocks);
+    move(&params_.visible_blocks.data, data.visible_blocks);
+    move(&params_.kept_mask.data, data.kept_mask);
+    params_.block_max = {};
+    params_.device = {DeviceType::kCuda, 0};
+  }
+
+  AttentionParams& params() { return params_; }
+
+  void run() {
+    const std::size_t bytes = workspace_size(params_);
+    DeviceBuffer workspace(std::max<std::size_t>(1, bytes));
+    params_.workspace = workspace.data();
+    params_.workspace_bytes = bytes;
+    attention_forward(params_);
+    BSFA_CUDA_OK(cudaDeviceSynchronize());
+    for (const auto& back : results_) back();
+  }
+
+ private:
+  template <typename Pointer>
+  void move(Pointer* pointer, const void* from, std::size_t bytes) {
+    buffers_.emplace_back(std::max<std::size_t>(1, bytes));
+    buffers_.back().upload(from, bytes);
+    *pointer = static_cast<Pointer>(buffers_.back().data());
+    if constexpr (!std::is_const_v<std::remove_pointer_t<Pointer>>) {
+      results_.push_back([=, to = const_cast<void*>(from), index = buffers_.size() - 1, this] {
+        std::memcpy(to, buffers_[index].download().data(), bytes);
+      });
+    }
+  }
+  template <typename Pointer>
+  void move(Pointer* pointer, Buffer& buffer) {
+    if (*pointer != nullptr) move(pointer, buffer.data(), buffer.bytes());
+  }
+  template <typename Pointer, typename T>
+  void move(Pointer* pointer, const std::vector<T>& values) {
+    if (*pointer != nullptr) move(pointer, values.data(), values.size() * sizeof(T));
+  }
+
+  AttentionData& data_;
+  AttentionParams params_;
+  std::vector<DeviceBuffer> buffers_;
+  std::vector<std::function<void()>> results_;
+};
+
+// Block maxima are not asked for: those of the reference stand in for them.
+void expect_matches_oracle(AttentionData& data, const std::string& backend) {
+  ASSERT_EQ(testing::run_case(data, "reference"), "");
+  const std::vector<float> maxima = data.block_max;
+  OnDevice call(data);
+  call.params().backend = backend;
+  call.run();
+  data.block_max = maxima;
+  EXPECT_EQ(testing::compare_with_oracle(data, true), "");
+}
+
+TEST_P(BlockListsOnCard, MatchTheOracle) {
+  for (const std::int64_t head_dim : {64, 128}) {
+    for (const DType dtype : {DType::kBFloat16, DType::kFloat16}) {
+      for (const bool gated : {false, true}) {
+        for (const bool causal : {false, true}) {
+          for (const bool of_kv_heads : {false, true}) {
+            AttentionCase c = listed_case(head_dim);
+            c.q_dtype = c.kv_dtype = dtype;
+            c.policy = gated ? PolicyKind::kThreshold : PolicyKind::kDense;
+            c.causal = causal;
+            c.lists_of_kv_heads = of_kv_heads;
+            c.lists_by_counts = of_kv_heads;
+            SCOPED_TRACE(describe(c));
+            AttentionData data(c);
+            expect_matches_oracle(data, GetParam());
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_P(BlockListsOnCard, OfSeveralSequences) {
+  for (const std::int64_t head_dim : {64, 128}) {
+    for (const PolicyKind policy : {PolicyKind::kDense, PolicyKind::kThreshold}) {
+      AttentionCase packed = listed_case(head_dim);
+      packed.seqlens_q = {130, 0, 257};
+      packed.seqlens_k = {200, 64, 257};
+      AttentionCase padded = listed_case(head_dim);
+      padded.batch = 3;
+      padded.leftpad_k = {0, 70, 5};
+      padded.seqused_k = {1111, 600, 0};
+      AttentionCase shard = listed_case(head_dim);
+      shard.kv_offset = 256;
+      shard.q_offset = 900;
+      for (AttentionCase c : {packed, padded, shard}) {
+        c.policy = policy;
+        // Rows before position 0 have no threshold.
+        if (policy == PolicyKind::kThreshold && !c.leftpad_k.empty()) continue;
+        SCOPED_TRACE(describe(c));
+        AttentionData data(c);
+        expect_matches_oracle(data, GetParam());
+      }
+    }
+  }
+}
+
+// What the host cannot check is harmless: it is passed over.
+TEST_P(BlockListsOnCard, EntriesOutOfRangeArePassedOver) {
+  for (const std::int64_t head_dim : {64, 128}) {
+    for (const PolicyKind policy : {PolicyKind::kDense, PolicyKind::kThreshold}) {
+      AttentionCase c = listed_case(head_dim);
+      c.policy = policy;
+      AttentionData data(c);
+      ASSERT_EQ(testing::run_case(data, "reference"), "");
+      const std::vector<float> maxima = data.block_max;
+      const std::vector<std::int32_t> right = data.list_indices;
+      const std::vector<std::int64_t> right_offsets = data.list_offsets;
+      // Each list with wrong entries before, between and after the right ones.
+      std::vector<std::int32_t> wrong;
+      std::vector<std::int64_t> offsets = {0};
+      for (std::size_t n = 0; n + 1 < right_offsets.size(); ++n) {
+        const std::int32_t strange[] = {-1, 1 << 30, static_cast<std::int32_t>(data.kv_blocks),
+                                        INT32_MIN, INT32_MAX};
+        for (std::int64_t i = right_offsets[n]; i < right_offsets[n + 1]; ++i) {
+          wrong.push_back(strange[i % 5]);
+          wrong.push_back(right[static_cast<std::size_t>(i)]);
+        }
+        wrong.push_back(strange[n % 5]);
+        offsets.push_back(static_cast<std::int64_t>(wrong.size()));
+      }
+      data.list_indices = wrong;
+      data.list_offsets = offsets;
+      data.lists.indices = data.list_indices.data();
+      data.lists.num_indices = static_cast<std::int64_t>(wrong.size());
+      data.lists.offsets = data.list_offsets.data();
+      OnDevice call(data);
+      call.params().backend = GetParam();
+      call.run();
+      data.list_indices = right;
+      data.list_offsets = right_offsets;
+      data.lists.indices = data.list_indices.data();
+      data.lists.num_indices = static_cast<std::int64_t>(right.size());
+      data.lists.offsets = data.list_offsets.data();
+      data.block_max = maxima;
+      EXPECT_EQ(testing::compare_with_oracle(data, true), "") << describe(c);
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Backend, BlockListsOnCard, ::testing::Values("cuda-sm90"),
+                         [](const auto& backend) {
+                           std::string name = backend.param;
+                           std::replace(name.begin(), name.end(), '-', '_');
+                           return name;
+                         });
+
+}  // namespace
+}  // namespace bsfa::gpu_test

@@ -40,7 +40,8 @@ struct Backend {
   // where `call` is not null, makes what runs it.
   Status (*plan)(const Problem& problem, AttentionPlan* plan, std::unique_ptr<PlannedCall>* call);
 
-  // Order statistics of block maxima for calibration; null where the backend has none.
+  // Order statistics of block maxima for calibration: a service of the device, the same in all
+  // backends of it. Null on the CPU, where the calibration layer has it.
   Status (*select_thresholds)(const SelectThresholdsParams& params);
 };
 

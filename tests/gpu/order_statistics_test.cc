@@ -5,6 +5,7 @@
 #include <limits>
 #include <random>
 
+#include "bsfa/backends.hpp"
 #include "bsfa/calibration.hpp"
 #include "harness.hpp"
 
@@ -30,7 +31,8 @@ struct Outcomes {
 
 // [heads, rows, columns], the columns two apart and the thresholds' heads innermost.
 void expect_as_on_cpu(std::int64_t heads, std::int64_t rows, std::int64_t columns,
-                      const std::vector<std::int64_t>& budgets, unsigned seed, Outcomes* outcomes) {
+                      const std::vector<std::int64_t>& budgets, unsigned seed, Outcomes* outcomes,
+                      const std::string& backend) {
   SCOPED_TRACE(testing::Message() << heads << " x " << rows << " x " << columns);
   std::mt19937 random(seed);
   const auto pick = [&](std::int64_t low, std::int64_t high) {
@@ -72,6 +74,7 @@ void expect_as_on_cpu(std::int64_t heads, std::int64_t rows, std::int64_t column
   params.block_max.data = static_cast<const float*>(from.data());
   params.thresholds.data = static_cast<float*>(to.data());
   params.device = {DeviceType::kCuda, 0};
+  params.backend = backend;
   select_thresholds(params);
   BSFA_CUDA_OK(cudaDeviceSynchronize());
   const std::vector<std::uint8_t> bytes = to.download();
@@ -91,9 +94,15 @@ void expect_as_on_cpu(std::int64_t heads, std::int64_t rows, std::int64_t column
 TEST_F(OrderStatistics, AreThoseOfTheCpu) {
   Outcomes outcomes;
   unsigned seed = 0;
+  std::vector<std::string> names = {""};
+  for (const BackendInfo& backend : backends()) {
+    if (backend.device == DeviceType::kCuda && backend.available) names.push_back(backend.name);
+  }
   for (const std::int64_t columns :
        {1, 2, 3, 31, 32, 33, 63, 64, 65, 127, 128, 129, 500, 512, 513, 1000, 2048, 5000}) {
-    expect_as_on_cpu(3, 40, columns, {1, 2, 5, 16, 63, 64, 300}, ++seed, &outcomes);
+    // A service of the device: whichever of its backends is named, or none.
+    const std::string& name = names[seed % names.size()];
+    expect_as_on_cpu(3, 40, columns, {1, 2, 5, 16, 63, 64, 300}, ++seed, &outcomes, name);
   }
   // The cases are worth something only if all three are among them.
   EXPECT_GT(outcomes.finite, 1000);

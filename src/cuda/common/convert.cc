@@ -113,6 +113,7 @@ KernelParams kernel_params(const Problem& problem, const DeviceFacts& facts) {
   p.softmax_scale = *problem.softmax_scale;
   p.scale_log2 = *problem.softmax_scale * 1.44269504088896340736f;
   p.slack = kSoftmaxSlack / p.scale_log2;
+  p.far = kFarExponent / p.scale_log2;
   p.zero_value_tail = layout.packed || layout.seqused_k != nullptr || layout.leftpad_k != nullptr;
   p.sinks = problem.sinks;
   p.out = problem.out.data;
@@ -142,6 +143,8 @@ PrepareParams prepare_params(const Problem& problem, const KernelParams& kernel)
   preparation.kv_blocks = static_cast<int>(problem.kv_blocks);
   preparation.visible_blocks = problem.visible_blocks.data;
   copy_strides(problem.visible_blocks.stride, preparation.visible_stride);
+  preparation.packed_rows = problem.sequences.packed ? problem.q.shape[1] : 0;
+  preparation.head_dim_v = static_cast<int>(problem.head_dim_v);
   return preparation;
 }
 

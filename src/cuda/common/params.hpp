@@ -20,6 +20,12 @@ enum class Form : int {
 // gives the same result as long as nothing overflows: 2^8 is far from the largest fp16.
 inline constexpr float kSoftmaxSlack = 8;
 
+// From this exponent on, a power of two, scores are too far from 0 for the fused form of the
+// exponents: a score times the scale minus the rounded product of the reference and the scale keeps
+// what was lost in rounding, up to half a unit of the product's last place (here 2^-2, the same for
+// all scores of a row). Such scores have their reference taken off before they are scaled.
+inline constexpr float kFarExponent = 1 << 22;
+
 struct KernelParams {
   SequenceLayout sequences;    // per-sequence arrays live on the device
   std::int64_t window_blocks;  // sliding_window policy: blocks before the always-kept; < 0: none
@@ -30,6 +36,7 @@ struct KernelParams {
   float softmax_scale;         //
   float scale_log2;            // softmax_scale * log2(e)
   float slack;                 // kSoftmaxSlack in scores before softmax_scale
+  float far;                   // kFarExponent likewise
   bool zero_value_tail;        // rows of V past a sequence's end may hold anything
   const float* sinks;          // [num_heads_q] or null
 

@@ -93,12 +93,37 @@ __global__ void fill_kernel(const __grid_constant__ PrepareParams params) {
   }
 }
 
+constexpr int kTailBlocks = 64;  // enough to write a tail of any length at the speed of memory
+
+// Rows after the last sequence of a packed call. One warp for each (row, head) at a time.
+__global__ void clear_tail_kernel(const __grid_constant__ PrepareParams params) {
+  const KernelParams& p = params.kernel;
+  const std::int64_t begin = p.sequences.cu_seqlens_q[p.sequences.num_sequences];
+  const std::int64_t count = (params.packed_rows - begin) * p.num_heads_q;
+  for (std::int64_t i = blockIdx.x * (kThreads / 32) + threadIdx.x / 32; i < count;
+       i += kTailBlocks * (kThreads / 32)) {
+    const std::int64_t row = begin + i / p.num_heads_q;
+    const std::int64_t head = i % p.num_heads_q;
+    std::uint16_t* const out =
+        static_cast<std::uint16_t*>(p.out) + row * p.out_stride[1] + head * p.out_stride[2];
+    for (int d = threadIdx.x % 32; d < params.head_dim_v; d += 32) out[d] = 0;
+    if (p.lse != nullptr && threadIdx.x % 32 == 0) {
+      p.lse[head * p.lse_stride[1] + row * p.lse_stride[2]] = -INFINITY;
+    }
+  }
+}
+
 }  // namespace
 
 Status prepare(const PrepareParams& params, cudaStream_t stream) {
   const KernelParams& p = params.kernel;
   const int heads = static_cast<int>(p.sequences.num_sequences) * p.num_heads_q;
   const int warps = kThreads / 32;
+  if (params.packed_rows > 0) {
+    clear_tail_kernel<<<kTailBlocks, kThreads, 0, stream>>>(params);
+    BSFA_RETURN_IF_ERROR(check(cudaGetLastError(), "launch of the kernel that clears the tail"));
+  }
+  if (heads == 0) return {};
   if (p.kept_blocks != nullptr || params.visible_blocks != nullptr) {
     count_kernel<<<(heads + warps - 1) / warps, kThreads, 0, stream>>>(params);
     BSFA_RETURN_IF_ERROR(check(cudaGetLastError(), "launch of the counting kernel"));

@@ -102,7 +102,8 @@ __device__ __forceinline__ std::uint32_t pack(float low, float high) {
 // The running softmax of a thread's two rows.
 //
 // Probabilities are exp2(score * scale_log2 - reference * scale_log2); the reference follows the
-// running maximum only when that has outgrown it by kSoftmaxSlack, so that rescaling is rare.
+// running maximum only when that has outgrown it by kSoftmaxSlack, so that rescaling is rare. Rows
+// whose reference is far from 0 (`far`, see kFarExponent) have it taken off first, by centre().
 struct RunningSoftmax {
   float reference[2] = {-INFINITY, -INFINITY};
   float sum[2] = {0, 0};  // of this thread's columns
@@ -121,13 +122,32 @@ struct RunningSoftmax {
     }
   }
 
-  // Scores become probabilities, packed in pairs in the first 16 registers: the A operand of P V.
-  template <typename T>
-  __device__ __forceinline__ void exponentiate(float* s, float scale_log2) {
+  // Whether scores of a row have to be centred, and then exponents have no shift. A row that has
+  // seen nothing has none either: all its scores are -inf.
+  static __device__ __forceinline__ bool is_far(float reference, float far) {
+    return fabsf(reference) >= far;
+  }
+
+  // Takes the references of rows that are far off their scores.
+  __device__ __forceinline__ void centre(float* s, float far) const {
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
-      // A row that has seen nothing has only scores of -inf.
-      const float shift = reference[row] == -INFINITY ? 0.0f : reference[row] * scale_log2;
+      if (!is_far(reference[row], far) || reference[row] == -INFINITY) continue;
+#pragma unroll
+      for (int c = 0; c < 8; ++c) {
+        s[4 * c + 2 * row] -= reference[row];
+        s[4 * c + 2 * row + 1] -= reference[row];
+      }
+    }
+  }
+
+  // Scores, centred where that is needed, become probabilities, packed in pairs in the first 16
+  // registers: the A operand of P V.
+  template <typename T>
+  __device__ __forceinline__ void exponentiate(float* s, float scale_log2, float far) {
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+      const float shift = is_far(reference[row], far) ? 0.0f : reference[row] * scale_log2;
       float partial[2] = {0, 0};
 #pragma unroll
       for (int c = 0; c < 8; ++c) {

@@ -97,7 +97,6 @@ Status run_planned(const Problem& problem, Stages stages, const DeviceFacts& fac
                  kernel_params(problem, facts)};
   args.params.tile_counter = nullptr;  // tiles are handed out by the card, as CTAs
   const auto stream = static_cast<cudaStream_t>(problem.stream);
-  if (problem.sequences.num_sequences == 0) return {};
   BSFA_RETURN_IF_ERROR(prepare(prepare_params(problem, args.params), stream));
   const auto num_tiles =
       static_cast<int>(problem.sequences.num_sequences * problem.num_heads_q * problem.q_blocks);
@@ -174,8 +173,9 @@ namespace bsfa {
 
 const Backend& cuda_sm80_backend() {
   namespace family = cuda::sm80;
-  static const Backend backend{"cuda-sm80",      DeviceType::kCuda, 80,     family::available,
-                               family::describe, family::plan,      nullptr};
+  static const Backend backend{
+      "cuda-sm80",  DeviceType::kCuda,      80, family::available, family::describe,
+      family::plan, cuda::select_thresholds};
   return backend;
 }
 

@@ -307,7 +307,7 @@ struct Pass {
       if constexpr (kForm == Form::kGated) write_decision(n, kept);
       if (wants_maxima()) write_block_maximum(n);
       if (kept) {
-        exponentiate(w, maximum, args.params.scale_log2);
+        exponentiate(w, maximum, args.params.scale_log2, args.params.far);
         if (!v_ahead) {
           wait_copies<1>();
           __syncthreads();

@@ -186,10 +186,10 @@ __device__ __forceinline__ float row_maximum(const WarpState<T, C>& w) {
 // keeps; brings maximum, sum and out along.
 template <typename T, typename C>
 __device__ __forceinline__ void exponentiate(WarpState<T, C>& w, float block_maximum,
-                                             float scale_log2) {
+                                             float scale_log2, float far) {
   // -inf - -inf is NaN: a row that has seen nothing moves at every block, to no effect.
   const bool moves = !((block_maximum - w.maximum) * scale_log2 <= kSoftmaxSlack);
-  if (__any_sync(0xffffffffu, moves)) {
+  if (__any_sync(0xffffffffu, moves || fabsf(w.maximum) >= far)) {
     const float now = moves ? block_maximum : w.maximum;
     const float base = now == -INFINITY ? 0.0f : now;
     const float factor = exp2_approx((w.maximum - base) * scale_log2);
@@ -207,8 +207,23 @@ __device__ __forceinline__ void exponentiate(WarpState<T, C>& w, float block_max
         }
       }
     }
+    // Scores that are far from 0 are centred, see kFarExponent.
+    const float centre = fabsf(now) >= far ? base : 0.0f;
+#pragma unroll
+    for (int t = 0; t < C::kTiles; ++t) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const float row_centre = of_row(centre, t, h);
+#pragma unroll
+        for (int c = 0; c < kBlockN / 8; ++c) {
+          w.scores[t][c][2 * h] -= row_centre;
+          w.scores[t][c][2 * h + 1] -= row_centre;
+        }
+      }
+    }
   }
-  const float shift = w.maximum == -INFINITY ? 0.0f : -w.maximum * scale_log2;
+  // Nor is there one for a row that has seen nothing: its scores are -inf.
+  const float shift = fabsf(w.maximum) >= far ? 0.0f : -w.maximum * scale_log2;
   float sums[C::kTiles][2];
 #pragma unroll
   for (int t = 0; t < C::kTiles; ++t) {

@@ -151,7 +151,6 @@ Status Sm90Call::run(const Problem& problem) const {
 
   Arguments arguments{};
   arguments.params = kernel_params(problem, facts_);
-  if (problem.sequences.num_sequences == 0) return {};
   BSFA_RETURN_IF_ERROR(prepare(prepare_params(problem, arguments.params), stream));
   if (!has_tiles(problem)) return {};
 

@@ -386,7 +386,8 @@ struct Consumer : Loader<C> {
     return __any_sync(0xffffffffu, !(__int_as_float(bits) <= limit));
   }
 
-  // Moves the references of the softmax where the scores have outgrown them.
+  // Moves the references of the softmax where the scores have outgrown them, and centres scores
+  // that are far from 0.
   __device__ __forceinline__ void follow_maxima() {
     if constexpr (kCalibrating) {
       // One reduction tells what is written later and whether a reference is outgrown, and one
@@ -409,8 +410,9 @@ struct Consumer : Loader<C> {
       RunningSoftmax& running = softmax[half];
       float maximum[2];
       row_maxima(s[half], maximum);
+      // The difference, not the sum: beside a far reference the slack is nothing.
       const bool grown =
-          maximum[0] > running.reference[0] + slack || maximum[1] > running.reference[1] + slack;
+          maximum[0] - running.reference[0] > slack || maximum[1] - running.reference[1] > slack;
       if (__any_sync(0xffffffffu, grown)) {
         float factor[2];
         running.follow(maximum, args.params.scale_log2, factor);
@@ -418,6 +420,13 @@ struct Consumer : Loader<C> {
         for (int i = 0; i < kOutRegisters; ++i) out[half][i] *= factor[i / 2 % 2];
       }
       limit = fminf(limit, fminf(running.reference[0], running.reference[1]) + slack);
+      // Far rows come here with every block.
+      const float far = args.params.far;
+      if (RunningSoftmax::is_far(running.reference[0], far) ||
+          RunningSoftmax::is_far(running.reference[1], far)) {
+        running.centre(s[half], far);
+        limit = -INFINITY;
+      }
     }
     if constexpr (kCalibrating) {  // the warp's, as one score of the warp is compared with it
       limit = from_ordered_bits(__reduce_min_sync(0xffffffffu, ordered_bits(limit)));
@@ -425,7 +434,7 @@ struct Consumer : Loader<C> {
   }
 
   __device__ __forceinline__ void exponentiate(int half) {
-    softmax[half].template exponentiate<T>(s[half], args.params.scale_log2);
+    softmax[half].template exponentiate<T>(s[half], args.params.scale_log2, args.params.far);
   }
 
   // Waits for V of block n, the next of the ring, with the first half's probabilities.

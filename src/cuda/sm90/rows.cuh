@@ -83,18 +83,18 @@ __device__ __forceinline__ void store_rows(const KernelParams& p, const Tile& ti
     target[i] = base + (tile.q_row + row) * p.out_stride[1];
     stored[i] = present(tile, row);
     float sum = quad_sum(softmax.sum[i]);
+    float weight = 1;  // of the output before the sink
     const bool seen = softmax.reference[i] != -INFINITY;
     float reference = seen ? softmax.reference[i] * p.softmax_scale : -INFINITY;
     if (p.sinks != nullptr) {
       const float sink = p.sinks[tile.head];
-      if (seen) {
-        sum += exp2_approx((sink - reference) * kLog2e);
-      } else {
-        reference = sink;
-        sum = 1;
-      }
+      const float both = max_nan(reference, sink);
+      const float base = both == -INFINITY ? 0.0f : both;
+      weight = exp2_approx((reference - base) * kLog2e);
+      sum = sum * weight + exp2_approx((sink - base) * kLog2e);
+      reference = both;
     }
-    inverse[i] = sum == 0 ? 0.0f : 1.0f / sum;
+    inverse[i] = sum == 0 ? 0.0f : weight / sum;
     if (p.lse != nullptr && stored[i] && threadIdx.x % 4 == 0) {
       p.lse[tile.batch * p.lse_stride[0] + tile.head * p.lse_stride[1] +
             (tile.q_row + row) * p.lse_stride[2]] = reference + logf(sum);

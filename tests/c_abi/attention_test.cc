@@ -240,6 +240,37 @@ TEST(CAbiAttention, WhatIsNotServedIsRefusedAsInCpp) {
   EXPECT_NE(last_error().find("dtype 17"), std::string::npos);
 }
 
+TEST(CAbiAttention, ListsAreThoseOfTheCall) {
+  // Blocks 0 and 2 of every list, by offsets and by counts.
+  const std::int64_t lists = kHeads * 3;
+  std::vector<std::int32_t> indices;
+  std::vector<std::int64_t> offsets{0};
+  for (std::int64_t n = 0; n < lists; ++n) {
+    indices.insert(indices.end(), {2, 0});
+    offsets.push_back(static_cast<std::int64_t>(indices.size()));
+  }
+  const std::vector<std::int32_t> counts(static_cast<std::size_t>(lists), 2);
+  for (const bool by_counts : {false, true}) {
+    Call call;
+    bsfa_block_lists& given = call.c.lists;
+    given.indices = indices.data();
+    given.num_indices = 2 * lists;
+    given.num_heads = kHeads;
+    given.q_blocks = 3;
+    if (by_counts) {
+      given.counts = counts.data();
+      given.stride = 2;
+    } else {
+      given.offsets = offsets.data();
+    }
+    call.cpp.lists = {given.indices, given.num_indices, given.offsets, given.counts,
+                      given.stride,  given.num_heads,   given.q_blocks};
+    call.expect_same();
+    EXPECT_EQ(call.kept[0], 6);
+    EXPECT_EQ(call.visible[0], 15);
+  }
+}
+
 TEST(CAbiAttention, StructSizesAreChecked) {
   EXPECT_EQ(bsfa_attention_forward(nullptr), BSFA_INVALID_ARGUMENT);
   EXPECT_EQ(last_error(), "params is null");
@@ -247,7 +278,11 @@ TEST(CAbiAttention, StructSizesAreChecked) {
   call.c.struct_size = 0;
   EXPECT_EQ(bsfa_attention_forward(&call.c), BSFA_INVALID_ARGUMENT);
   EXPECT_NE(last_error().find("struct_size is 0"), std::string::npos);
-  call.c.struct_size = sizeof(call.c) - 16;
+  // The first version ended before the lists; it still runs, and nothing shorter does.
+  constexpr std::size_t kFirstVersion = offsetof(bsfa_attention_params, lists);
+  call.c.struct_size = kFirstVersion;
+  EXPECT_EQ(bsfa_attention_forward(&call.c), BSFA_OK) << last_error();
+  call.c.struct_size = kFirstVersion - 8;
   EXPECT_EQ(bsfa_attention_forward(&call.c), BSFA_INVALID_ARGUMENT);
 
   // A newer struct: accepted as long as the library need not know what is new.

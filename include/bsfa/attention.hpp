@@ -193,13 +193,13 @@ class BSFA_API PreparedAttention {
   const AttentionParams& params() const;
 
   // Whether run(params) would be the call that was prepared: everything equal but pointers, and
-  // those present (null or not) and aligned as before; operands up to 16 bytes.
+  // those present (null or not) and aligned as before, operands up to 16 bytes; an executor with no
+  // more workers (none counts as one). Stream and workspace are not looked at.
   bool serves(const AttentionParams& params) const;
 
-  // The call on the pointers, stream, executor and workspace of `params`, whose executor has no
-  // more workers than the one that the call was prepared with (none counts as one). What is checked
-  // is that it is the call that was prepared (see `serves`), and what depends on pointers: the
-  // memory that they point to, on the CPU the per-sequence arrays, the workspace. Throws Error
+  // The call on the pointers, stream, executor and workspace of `params`. What is checked is that
+  // it is the call that was prepared (see `serves`), and what depends on pointers: the memory that
+  // they point to, what overlaps, on the CPU the per-sequence arrays, the workspace. Throws Error
   // before anything is written.
   void run(const AttentionParams& params) const;
 

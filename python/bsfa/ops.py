@@ -33,11 +33,23 @@ class BlockStats(NamedTuple):
         )
 
 
-def _capsule(tensor: Tensor | None) -> Any:
-    """The tensor as a DLPack capsule, without any synchronisation between streams."""
-    if tensor is None:
-        return None
-    return torch.utils.dlpack.to_dlpack(tensor.detach() if tensor.requires_grad else tensor)
+# Newer torch hands its tensors over by itself (DLPack's C exchange API); older ones need a capsule.
+_EXCHANGES = hasattr(Tensor, "__dlpack_c_exchange_api__")
+
+
+def _borrowed(value: Any) -> Any:
+    """An argument as the extension takes it, without any synchronisation between streams."""
+    if _EXCHANGES or not isinstance(value, Tensor):
+        return value
+    return torch.utils.dlpack.to_dlpack(value.detach() if value.requires_grad else value)
+
+
+def _stream_of(tensor: Tensor) -> int:
+    """The current stream of torch on the tensor's device, as cudaStream_t."""
+    raw = getattr(torch._C, "_cuda_getCurrentRawStream", None)  # not public; saves 2 microseconds
+    if raw is not None:
+        return int(raw(tensor.get_device()))
+    return int(torch.cuda.current_stream(tensor.device).cuda_stream)
 
 
 def run_attention(q: Tensor, k: Tensor, v: Tensor, out: Tensor, **arguments: Any) -> None:
@@ -48,144 +60,142 @@ def run_attention(q: Tensor, k: Tensor, v: Tensor, out: Tensor, **arguments: Any
     on that stream comes after. Tensors from another stream need the caller's `record_stream` and
     events, as for any torch operator. All of it can be captured in a CUDA graph.
     """
-    call = {
-        name: _capsule(value) if isinstance(value, Tensor) else value
-        for name, value in arguments.items()
-    }
-    operands = [_capsule(t) for t in (q, k, v, out)]
-    if q.device.type == "cuda":
+    operands = [q, k, v, out]
+    if not _EXCHANGES:
+        operands = [_borrowed(operand) for operand in operands]
+        arguments = {name: _borrowed(value) for name, value in arguments.items()}
+    if q.is_cuda:
 
         def workspace(num_bytes: int) -> Any:
-            return _capsule(q.new_empty(num_bytes, dtype=torch.uint8))
+            return _borrowed(torch.empty(num_bytes, dtype=torch.uint8, device=q.device))
 
-        stream = torch.cuda.current_stream(q.device).cuda_stream  # the library sets the device
-        attention_forward(*operands, **call, stream=stream, workspace=workspace)
+        attention_forward(*operands, **arguments, stream=_stream_of(q), workspace=workspace)
     else:
-        attention_forward(*operands, **call, num_threads=torch.get_num_threads())
+        attention_forward(*operands, **arguments, num_threads=torch.get_num_threads())
 
 
-def _outputs(
-    q: Tensor, v: Tensor, num_sequences: int, return_lse: bool, return_stats: bool, packed: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Fresh out, lse, kept_blocks, visible_blocks; empty where not asked for."""
+class _Results(NamedTuple):
+    """What a call writes; None where it was not asked for."""
+
+    out: Tensor
+    lse: Tensor | None
+    kept_blocks: Tensor | None
+    visible_blocks: Tensor | None
+
+
+class _Kind(NamedTuple):
+    """How one of the two functions differs from the other."""
+
+    packed: bool  # q, k, v are [tokens, heads, head_dim], without a batch axis
+    axes: str  # of an operand, for messages
+    arguments: dict[str, str]  # of its operator after q, k, v: name and type
+
+
+def _arguments(sequences: dict[str, str], offset: dict[str, str]) -> dict[str, str]:
+    return {
+        **sequences,
+        "thresholds": "Tensor?",
+        "softmax_scale": "float?",
+        "causal": "bool",
+        **offset,
+        "window": "SymInt?",
+        "window_blocks": "SymInt?",
+        "block_q": "SymInt",
+        "block_kv": "SymInt",
+        "compute_type": "str",
+        "backend": "str",
+        "return_lse": "bool",
+        "return_stats": "bool",
+    }
+
+
+_PADDED = _Kind(
+    False, "batch, seqlen, num_heads, head_dim", _arguments({}, {"q_offset": "SymInt?"})
+)
+_PACKED = _Kind(
+    True,
+    "total_tokens, num_heads, head_dim",
+    _arguments(
+        {
+            "cu_seqlens_q": "Tensor",
+            "cu_seqlens_k": "Tensor",
+            "max_seqlen_q": "SymInt",
+            "max_seqlen_k": "SymInt",
+        },
+        {"q_offsets": "Tensor?"},
+    ),
+)
+
+
+def _room(kind: _Kind, q: Tensor, v: Tensor, call: dict[str, Any]) -> _Results:
+    """Fresh tensors for what the call is asked for."""
     heads = q.shape[-2]
-    out = q.new_empty((*q.shape[:-1], v.shape[-1]))
-    if not return_lse:
-        lse_shape: tuple[int, ...] = (0,)
-    elif packed:
-        lse_shape = (heads, q.shape[0])
-    else:
-        lse_shape = (q.shape[0], heads, q.shape[1])
-    stats_shape = (num_sequences, heads) if return_stats else (0, heads)
-    return (
-        out,
-        q.new_empty(lse_shape, dtype=torch.float32),
-        q.new_empty(stats_shape, dtype=torch.int64),
-        q.new_empty(stats_shape, dtype=torch.int64),
+
+    def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=q.device)
+
+    out = empty((*q.shape[:-1], v.shape[-1]), q.dtype)
+    lse = kept = visible = None
+    if call["return_lse"]:
+        shape = (heads, q.shape[0]) if kind.packed else (q.shape[0], heads, q.shape[1])
+        lse = empty(shape, torch.float32)
+    if call["return_stats"]:
+        sequences = call["cu_seqlens_q"].shape[0] - 1 if kind.packed else q.shape[0]
+        kept, visible = (empty((sequences, heads), torch.int64) for _ in range(2))
+    return _Results(out, lse, kept, visible)
+
+
+def _forward(kind: _Kind, q: Tensor, k: Tensor, v: Tensor, call: dict[str, Any]) -> _Results:
+    """The call with the arguments of the kind's operator, by name."""
+    results = _room(kind, q, v, call)
+    out, lse = results.out, results.lse
+    arguments = {name: value for name, value in call.items() if value is not None}
+    for name in ("return_lse", "return_stats"):
+        del arguments[name]
+    arguments["block"] = (arguments.pop("block_q"), arguments.pop("block_kv"))
+    if kind.packed:
+        q, k, v, out = q.unsqueeze(0), k.unsqueeze(0), v.unsqueeze(0), out.unsqueeze(0)
+        lse = None if lse is None else lse.unsqueeze(0)
+    if lse is not None:
+        arguments["lse"] = lse
+    if results.kept_blocks is not None:
+        arguments["kept_blocks"] = results.kept_blocks
+        arguments["visible_blocks"] = results.visible_blocks
+    run_attention(q, k, v, out, **arguments)
+    return results
+
+
+def _define(name: str, kind: _Kind) -> Any:
+    """The kind as an operator of torch.library; an operator has the same results whatever is asked
+    for, so that those not asked for are empty.
+    """
+
+    def filled(results: _Results, q: Tensor) -> tuple[Tensor, ...]:
+        dtypes = (q.dtype, torch.float32, torch.int64, torch.int64)
+        return tuple(
+            torch.empty(0, dtype=dtype, device=q.device) if result is None else result
+            for result, dtype in zip(results, dtypes, strict=True)
+        )
+
+    def named(values: tuple[Any, ...]) -> dict[str, Any]:
+        return dict(zip(kind.arguments, values, strict=True))
+
+    def forward(q: Tensor, k: Tensor, v: Tensor, *values: Any) -> tuple[Tensor, ...]:
+        return filled(_forward(kind, q, k, v, named(values)), q)
+
+    def fake(q: Tensor, k: Tensor, v: Tensor, *values: Any) -> tuple[Tensor, ...]:
+        return filled(_room(kind, q, v, named(values)), q)
+
+    types = "".join(f", {type_} {argument}" for argument, type_ in kind.arguments.items())
+    operator = torch.library.custom_op(
+        name,
+        forward,
+        mutates_args=(),
+        schema=f"(Tensor q, Tensor k, Tensor v{types}) -> (Tensor, Tensor, Tensor, Tensor)",
     )
-
-
-@torch.library.custom_op("bsfa::attention", mutates_args=())
-def _attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    thresholds: Tensor | None,
-    softmax_scale: float | None,
-    causal: bool,
-    q_offset: int | None,
-    window: int | None,
-    window_blocks: int | None,
-    block_q: int,
-    block_kv: int,
-    compute_type: str,
-    backend: str,
-    return_lse: bool,
-    return_stats: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    out, lse, kept, visible = _outputs(q, v, q.shape[0], return_lse, return_stats, packed=False)
-    run_attention(
-        q,
-        k,
-        v,
-        out,
-        thresholds=thresholds,
-        softmax_scale=softmax_scale,
-        causal=causal,
-        q_offset=q_offset,
-        window=window,
-        window_blocks=window_blocks,
-        block=(block_q, block_kv),
-        compute_type=compute_type,
-        backend=backend,
-        lse=lse if return_lse else None,
-        kept_blocks=kept if return_stats else None,
-        visible_blocks=visible if return_stats else None,
-    )
-    return out, lse, kept, visible
-
-
-@_attention.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return_lse, return_stats = others[-2:]
-    return _outputs(q, v, q.shape[0], return_lse, return_stats, packed=False)
-
-
-@torch.library.custom_op("bsfa::attention_varlen", mutates_args=())
-def _attention_varlen(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_seqlens_q: Tensor,
-    cu_seqlens_k: Tensor,
-    max_seqlen_q: int,
-    max_seqlen_k: int,
-    thresholds: Tensor | None,
-    softmax_scale: float | None,
-    causal: bool,
-    q_offsets: Tensor | None,
-    window: int | None,
-    window_blocks: int | None,
-    block_q: int,
-    block_kv: int,
-    compute_type: str,
-    backend: str,
-    return_lse: bool,
-    return_stats: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    sequences = cu_seqlens_q.shape[0] - 1
-    out, lse, kept, visible = _outputs(q, v, sequences, return_lse, return_stats, packed=True)
-    run_attention(
-        q.unsqueeze(0),
-        k.unsqueeze(0),
-        v.unsqueeze(0),
-        out.unsqueeze(0),
-        cu_seqlens_q=cu_seqlens_q,
-        cu_seqlens_k=cu_seqlens_k,
-        max_seqlen_q=max_seqlen_q,
-        max_seqlen_k=max_seqlen_k,
-        thresholds=thresholds,
-        softmax_scale=softmax_scale,
-        causal=causal,
-        q_offsets=q_offsets,
-        window=window,
-        window_blocks=window_blocks,
-        block=(block_q, block_kv),
-        compute_type=compute_type,
-        backend=backend,
-        lse=lse.unsqueeze(0) if return_lse else None,
-        kept_blocks=kept if return_stats else None,
-        visible_blocks=visible if return_stats else None,
-    )
-    return out, lse, kept, visible
-
-
-@_attention_varlen.register_fake
-def _(
-    q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, *others: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return_lse, return_stats = others[-2:]
-    return _outputs(q, v, cu_seqlens_q.shape[0] - 1, return_lse, return_stats, packed=True)
+    operator.register_fake(fake)
+    operator.register_autograd(_refuse_backward)
+    return operator
 
 
 _NO_BACKWARD = (
@@ -197,8 +207,24 @@ def _refuse_backward(ctx: Any, *grads: Any) -> NoReturn:
     raise UnsupportedError(_NO_BACKWARD.format(what="backward() reached its output"))
 
 
-_attention.register_autograd(_refuse_backward)
-_attention_varlen.register_autograd(_refuse_backward)
+_attention = _define("bsfa::attention", _PADDED)
+_attention_varlen = _define("bsfa::attention_varlen", _PACKED)
+
+
+def _runs_eagerly(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether nothing traces, transforms or stands in for the tensors.
+
+    Then no operator is needed, whose way through torch takes longer than all else on the host.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and type(q) is Tensor
+        and type(k) is Tensor
+        and type(v) is Tensor
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and torch._C._get_tracing_state() is None
+    )
 
 
 def _check_operands(q: Tensor, k: Tensor, v: Tensor, axes: str) -> None:
@@ -287,6 +313,38 @@ def _window(causal: bool, window_size: tuple[int, int]) -> tuple[bool, int | Non
     return True, None if left == -1 else left + 1
 
 
+def _quick(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    return_lse: bool,
+    return_stats: bool,
+    **call: Any,
+) -> Any:
+    """The call of `flash_attn_func` without operator, copies and checks, for what needs none.
+
+    What the library refuses (before anything is written) is for `_attend`: it makes rows contiguous
+    and says what is wrong in the caller's terms.
+    """
+    plain = q.size(-1) == v.size(-1) and q.is_contiguous()
+    out = torch.empty_like(q) if plain else q.new_empty((*q.shape[:-1], v.shape[-1]))
+    if not return_lse and not return_stats:
+        run_attention(q, k, v, out, **call)
+        return out
+    answer: list[Any] = [out]
+    batch, seqlen, heads, _ = q.shape
+    if return_lse:
+        call["lse"] = q.new_empty((batch, heads, seqlen), dtype=torch.float32)
+        answer.append(call["lse"])
+    if return_stats:
+        kept, visible = (q.new_empty((batch, heads), dtype=torch.int64) for _ in range(2))
+        call["kept_blocks"], call["visible_blocks"] = kept, visible
+        answer.append(BlockStats(kept, visible))
+    run_attention(q, k, v, out, **call)
+    return tuple(answer)
+
+
 def _unit_stride(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
@@ -296,11 +354,11 @@ def _contiguous(argument: Any) -> Any:
 
 
 def _attend(
+    kind: _Kind,
     operator: Any,
-    axes: str,
     operands: tuple[Tensor, Tensor, Tensor],
-    sequences: tuple[Any, ...],
-    offset: Any,
+    sequences: dict[str, Any],
+    offset: dict[str, Any],
     vectors: dict[str, tuple[Tensor | None, str]],
     *,
     softmax_scale: float | None,
@@ -317,34 +375,40 @@ def _attend(
 ) -> Any:
     """What both functions have in common: the checks, the call, the results asked for.
 
-    sequences: the operator's arguments between v and thresholds; offset: the one after causal.
+    sequences, offset: the arguments of the operator that the other one does not have.
     """
     _check_thresholds(thresholds)
-    _check_operands(*operands, axes)
+    _check_operands(*operands, kind.axes)
     _check_vectors(vectors)
+    q, k, v = operands
     others = {"thresholds": thresholds, **{name: vector for name, (vector, _) in vectors.items()}}
-    device = operands[0].device
-    for name, other in (("k", operands[1]), ("v", operands[2]), *others.items()):
-        if other is not None and other.device != device:
-            raise InvalidArgumentError(f"{name} is on device {other.device}; q is on {device}")
+    for name, other in (("k", k), ("v", v), *others.items()):
+        if other is not None and other.device != q.device:
+            raise InvalidArgumentError(f"{name} is on device {other.device}; q is on {q.device}")
     _check_flash_defaults(**flash)
     causal, window = _window(causal, window_size)
-    out, lse, kept, visible = operator(
-        *(_unit_stride(t) for t in operands),
-        *(_contiguous(argument) for argument in sequences),
-        None if thresholds is None else _unit_stride(thresholds),
-        softmax_scale,
-        causal,
-        _contiguous(offset),
-        window,
-        sliding_window_blocks,
-        block[0],
-        block[1],
-        compute_type,
-        backend,
-        return_lse,
-        return_stats,
-    )
+    q, k, v = _unit_stride(q), _unit_stride(k), _unit_stride(v)
+    call = {
+        **{name: _contiguous(value) for name, value in sequences.items()},
+        "thresholds": None if thresholds is None else _unit_stride(thresholds),
+        "softmax_scale": softmax_scale,
+        "causal": causal,
+        **{name: _contiguous(value) for name, value in offset.items()},
+        "window": window,
+        "window_blocks": sliding_window_blocks,
+        "block_q": block[0],
+        "block_kv": block[1],
+        "compute_type": compute_type,
+        "backend": backend,
+        "return_lse": return_lse,
+        "return_stats": return_stats,
+    }
+    results: Any
+    if _runs_eagerly(q, k, v):
+        results = _forward(kind, q, k, v, call)
+    else:
+        results = operator(q, k, v, *call.values())
+    out, lse, kept, visible = results
     if not return_lse and not return_stats:
         return out
     answer: list[Any] = [out]
@@ -404,12 +468,43 @@ def flash_attn_func(
         out [batch, seqlen_q, num_heads_q, head_dim_v], dtype of q; or a tuple (out, lse, stats) of
         those asked for.
     """
+    if (
+        _runs_eagerly(q, k, v)
+        and q.dim() == 4
+        and v.dim() == 4
+        and not (dropout_p or softcap or return_attn_probs)
+        and alibi_slopes is None
+        and block_table is None
+        and window_size == (-1, -1)
+        and (thresholds is None or type(thresholds) is Tensor)
+        and not (
+            torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+        )
+    ):
+        try:
+            return _quick(
+                q,
+                k,
+                v,
+                thresholds=thresholds,
+                softmax_scale=softmax_scale,
+                causal=causal,
+                q_offset=q_offset,
+                window_blocks=sliding_window_blocks,
+                block=block,
+                compute_type=compute_type,
+                backend=backend,
+                return_lse=return_lse,
+                return_stats=return_stats,
+            )
+        except (InvalidArgumentError, UnsupportedError, TypeError):
+            pass
     return _attend(
+        _PADDED,
         _attention,
-        "batch, seqlen, num_heads, head_dim",
         (q, k, v),
-        (),
-        q_offset,
+        {},
+        {"q_offset": q_offset},
         {},
         softmax_scale=softmax_scale,
         causal=causal,
@@ -474,11 +569,16 @@ def flash_attn_varlen_func(
         out [total_q, num_heads_q, head_dim_v], or a tuple (out, lse, stats) of those asked for.
     """
     return _attend(
+        _PACKED,
         _attention_varlen,
-        "total_tokens, num_heads, head_dim",
         (q, k, v),
-        (cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k),
-        q_offsets,
+        {
+            "cu_seqlens_q": cu_seqlens_q,
+            "cu_seqlens_k": cu_seqlens_k,
+            "max_seqlen_q": max_seqlen_q,
+            "max_seqlen_k": max_seqlen_k,
+        },
+        {"q_offsets": q_offsets},
         {
             "cu_seqlens_q": (cu_seqlens_q, "batch + 1"),
             "cu_seqlens_k": (cu_seqlens_k, "batch + 1"),

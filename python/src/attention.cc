@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <bsfa/text.hpp>
 #include <cstdlib>
 #include <new>
@@ -176,10 +177,27 @@ Call make_call(nb::handle q, nb::handle k, nb::handle v, nb::handle out,
   params.backend = backend;
   params.stream = reinterpret_cast<void*>(stream);
   if (params.device.type == DeviceType::kCpu) {
-    call.executor = shared_executor(num_threads.value_or(default_num_threads()));
+    call.executor = shared_executor(num_threads ? *num_threads : default_num_threads());
     params.executor = call.executor.get();
   }
   return call;
+}
+
+// The calls of late, prepared: the layers of a model, and its prompts of one length, are the same
+// call on other tensors. Guarded by the GIL.
+std::shared_ptr<const PreparedAttention> prepared_for(const AttentionParams& params) {
+  constexpr std::size_t kKept = 32;
+  // Never destroyed: nothing of it is needed when a process ends.
+  static auto& calls = *new std::vector<std::shared_ptr<const PreparedAttention>>;
+  auto found = std::find_if(calls.begin(), calls.end(),
+                            [&](const auto& call) { return call->serves(params); });
+  if (found == calls.end()) {
+    auto made = std::make_shared<const PreparedAttention>(params);
+    if (calls.size() == kKept) calls.pop_back();
+    found = calls.insert(calls.end(), std::move(made));
+  }
+  std::rotate(calls.begin(), found, found + 1);
+  return calls.front();
 }
 
 template <typename... Args>
@@ -192,8 +210,9 @@ template <typename... Args>
 void forward(Args... args) {
   Call call = make_call(args...);
   AttentionParams& params = call.params;
+  const std::shared_ptr<const PreparedAttention> prepared = prepared_for(params);
+  const std::size_t bytes = prepared->plan().workspace_bytes;
   if (call.allocate.is_valid()) {
-    const std::size_t bytes = workspace_size(params);
     if (bytes > 0) set_workspace(&call, call.allocate(bytes + kWorkspaceAlignment));
   }
   const nb::gil_scoped_release released;
@@ -209,13 +228,13 @@ void forward(Args... args) {
       params.workspace_bytes = static_cast<std::size_t>(call.workspace_bytes - lost);
     }
   } else if (params.device.type == DeviceType::kCpu) {
-    params.workspace_bytes = workspace_size(params);
-    if (params.workspace_bytes > 0) {
-      own.reset(::operator new (params.workspace_bytes, std::align_val_t{kWorkspaceAlignment}));
+    if (bytes > 0) {
+      own.reset(::operator new (bytes, std::align_val_t{kWorkspaceAlignment}));
       params.workspace = own.get();
+      params.workspace_bytes = bytes;
     }
   }
-  attention_forward(params);
+  prepared->run(params);
 }
 
 constexpr const char* kForwardDoc =

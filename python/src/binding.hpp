@@ -47,11 +47,11 @@ class Borrow {
   using Reader = nb::ndarray<nb::ro>;
   using Writer = nb::ndarray<>;
 
-  const Reader& read(const char* name, nb::handle value);
-  const Writer& write(const char* name, nb::handle value);
-  template <typename Array>
-  void check_device(const char* name, const Array& array);
+  nb::dlpack::dltensor read(const char* name, nb::handle value);
+  nb::dlpack::dltensor write(const char* name, nb::handle value);
+  void check_device(const char* name, const nb::dlpack::dltensor& tensor);
 
+  // What did not come through the exchange API.
   std::vector<std::unique_ptr<Reader>> readers_;
   std::vector<std::unique_ptr<Writer>> writers_;
   std::optional<Device> device_;

@@ -30,7 +30,8 @@ Pools& pools() {
 }  // namespace
 
 int default_num_threads() {
-  const unsigned count = std::thread::hardware_concurrency();
+  // Asked once: the C library opens a file for it.
+  static const unsigned count = std::thread::hardware_concurrency();
   return count > 0 ? static_cast<int>(count) : 1;
 }
 

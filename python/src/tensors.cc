@@ -1,18 +1,19 @@
-#include "binding.hpp"
+#include "exchange.hpp"
 
 namespace bsfa::python {
 namespace {
 
-template <typename Array>
-Device device_of(const char* name, const Array& array) {
-  switch (array.device_type()) {
+using Tensor = nb::dlpack::dltensor;
+
+Device device_of(const char* name, const Tensor& tensor) {
+  switch (tensor.device.device_type) {
     case nb::device::cpu::value:
       return {DeviceType::kCpu, 0};
     case nb::device::cuda::value:
-      return {DeviceType::kCuda, array.device_id()};
+      return {DeviceType::kCuda, tensor.device.device_id};
     default:
       refuse(std::string(name) + " is on a device of DLPack type " +
-             std::to_string(array.device_type()) + "; accepted: cpu (1), cuda (2)");
+             std::to_string(tensor.device.device_type) + "; accepted: cpu (1), cuda (2)");
   }
 }
 
@@ -27,9 +28,8 @@ std::string dtype_text(nb::dlpack::dtype dtype) {
          std::to_string(dtype.bits);
 }
 
-template <typename Array>
-DType float_type(const char* name, const Array& array) {
-  const nb::dlpack::dtype dtype = array.dtype();
+DType float_type(const char* name, const Tensor& tensor) {
+  const nb::dlpack::dtype dtype = tensor.dtype;
   const auto is = [&](nb::dlpack::dtype_code code, int bits) {
     return dtype.code == static_cast<std::uint8_t>(code) && dtype.bits == bits && dtype.lanes == 1;
   };
@@ -40,42 +40,63 @@ DType float_type(const char* name, const Array& array) {
          "; accepted: float32, float16, bfloat16");
 }
 
-template <typename Array>
-void check_rank(const char* name, const Array& array, std::size_t rank) {
-  if (array.ndim() != rank) {
-    refuse(std::string(name) + " has " + std::to_string(array.ndim()) + " axes; expected " +
+void check_rank(const char* name, const Tensor& tensor, int rank) {
+  if (tensor.ndim != rank) {
+    refuse(std::string(name) + " has " + std::to_string(tensor.ndim) + " axes; expected " +
            std::to_string(rank));
   }
 }
 
-template <typename Pointer, typename Array>
-BasicTensorView<Pointer> operand_view(const char* name, const Array& array, Pointer data) {
-  BasicTensorView<Pointer> view;
-  view.data = data;
-  view.dtype = float_type(name, array);
-  check_rank(name, array, 4);
-  for (int axis = 0; axis < 4; ++axis) {
-    view.shape[axis] = static_cast<std::int64_t>(array.shape(axis));
-    view.stride[axis] = array.stride(axis);
+void* data_of(const Tensor& tensor) {
+  return tensor.data == nullptr ? nullptr : static_cast<char*>(tensor.data) + tensor.byte_offset;
+}
+
+// Shape and strides; an array without strides is dense.
+template <typename View>
+void set_axes(const Tensor& tensor, View* view) {
+  std::int64_t step = 1;
+  for (int axis = tensor.ndim - 1; axis >= 0; --axis) {
+    view->shape[axis] = tensor.shape[axis];
+    view->stride[axis] = tensor.strides != nullptr ? tensor.strides[axis] : step;
+    step *= tensor.shape[axis];
   }
+}
+
+template <typename Pointer>
+BasicTensorView<Pointer> operand_view(const char* name, const Tensor& tensor) {
+  BasicTensorView<Pointer> view;
+  view.data = data_of(tensor);
+  view.dtype = float_type(name, tensor);
+  check_rank(name, tensor, 4);
+  set_axes(tensor, &view);
   return view;
 }
 
-template <typename T, int kRank, typename Array>
-StridedView<T, kRank> typed_view(const char* name, const Array& array, T* data) {
+template <typename T, int kRank>
+StridedView<T, kRank> typed_view(const char* name, const Tensor& tensor) {
   constexpr nb::dlpack::dtype kExpected = nb::dtype<std::remove_const_t<T>>();
-  if (!(array.dtype() == kExpected)) {
-    refuse(std::string(name) + " has dtype " + dtype_text(array.dtype()) + "; expected " +
+  if (!(tensor.dtype == kExpected)) {
+    refuse(std::string(name) + " has dtype " + dtype_text(tensor.dtype) + "; expected " +
            dtype_text(kExpected));
   }
-  check_rank(name, array, kRank);
+  check_rank(name, tensor, kRank);
   StridedView<T, kRank> view;
-  view.data = data;
-  for (int axis = 0; axis < kRank; ++axis) {
-    view.shape[axis] = static_cast<std::int64_t>(array.shape(axis));
-    view.stride[axis] = array.stride(axis);
-  }
+  view.data = static_cast<T*>(data_of(tensor));
+  set_axes(tensor, &view);
   return view;
+}
+
+// What an ndarray describes, as nanobind has it.
+template <typename Array>
+Tensor described(const Array& array) {
+  Tensor tensor;
+  tensor.data = const_cast<void*>(static_cast<const void*>(array.data()));
+  tensor.device = {array.device_type(), array.device_id()};
+  tensor.ndim = static_cast<std::int32_t>(array.ndim());
+  tensor.dtype = array.dtype();
+  tensor.shape = const_cast<std::int64_t*>(array.shape_ptr());
+  tensor.strides = const_cast<std::int64_t*>(array.stride_ptr());
+  return tensor;
 }
 
 [[noreturn]] void refuse_object(const char* name, nb::handle value, const char* expected) {
@@ -88,9 +109,8 @@ StridedView<T, kRank> typed_view(const char* name, const Array& array, T* data) 
 
 void refuse(const std::string& message) { throw Error(ErrorCode::kInvalidArgument, message); }
 
-template <typename Array>
-void Borrow::check_device(const char* name, const Array& array) {
-  const Device device = device_of(name, array);
+void Borrow::check_device(const char* name, const Tensor& tensor) {
+  const Device device = device_of(name, tensor);
   if (!device_) {
     device_ = device;
     first_name_ = name;
@@ -100,51 +120,50 @@ void Borrow::check_device(const char* name, const Array& array) {
   }
 }
 
-const Borrow::Reader& Borrow::read(const char* name, nb::handle value) {
-  auto array = std::make_unique<Reader>();
-  if (!nb::try_cast(value, *array)) refuse_object(name, value, "a tensor (DLPack or buffer)");
-  check_device(name, *array);
-  return *readers_.emplace_back(std::move(array));
+Tensor Borrow::read(const char* name, nb::handle value) {
+  Tensor tensor;
+  if (!read_by_exchange(value, &tensor)) {
+    auto array = std::make_unique<Reader>();
+    if (!nb::try_cast(value, *array)) refuse_object(name, value, "a tensor (DLPack or buffer)");
+    tensor = described(*readers_.emplace_back(std::move(array)));
+  }
+  check_device(name, tensor);
+  return tensor;
 }
 
-const Borrow::Writer& Borrow::write(const char* name, nb::handle value) {
-  auto array = std::make_unique<Writer>();
-  if (!nb::try_cast(value, *array)) {
-    refuse_object(name, value, "a writable tensor (DLPack or buffer)");
+Tensor Borrow::write(const char* name, nb::handle value) {
+  Tensor tensor;
+  if (!read_by_exchange(value, &tensor)) {
+    auto array = std::make_unique<Writer>();
+    if (!nb::try_cast(value, *array)) {
+      refuse_object(name, value, "a writable tensor (DLPack or buffer)");
+    }
+    tensor = described(*writers_.emplace_back(std::move(array)));
   }
-  check_device(name, *array);
-  return *writers_.emplace_back(std::move(array));
+  check_device(name, tensor);
+  return tensor;
 }
 
 TensorView Borrow::operand(const char* name, nb::handle value) {
-  const Reader& array = read(name, value);
-  return operand_view<const void*>(name, array, array.data());
+  return operand_view<const void*>(name, read(name, value));
 }
 
 OutputView Borrow::output_operand(const char* name, nb::handle value) {
-  const Writer& array = write(name, value);
-  return operand_view<void*>(name, array, array.data());
+  return operand_view<void*>(name, write(name, value));
 }
 
 template <typename T, int kRank>
 StridedView<T, kRank> Borrow::view(const char* name, nb::handle value) {
   if (value.is_none()) return {};
-  if constexpr (std::is_const_v<T>) {
-    const Reader& array = read(name, value);
-    return typed_view<T, kRank>(name, array, static_cast<T*>(array.data()));
-  } else {
-    const Writer& array = write(name, value);
-    return typed_view<T, kRank>(name, array, static_cast<T*>(array.data()));
-  }
+  return typed_view<T, kRank>(name, std::is_const_v<T> ? read(name, value) : write(name, value));
 }
 
 StridedView<const float, 3> Borrow::table(const char* name, nb::handle value, bool* per_sequence) {
-  const Reader& array = read(name, value);  // once: a DLPack capsule can be taken once
-  const auto* data = static_cast<const float*>(array.data());
-  *per_sequence = array.ndim() == 3;
-  if (*per_sequence) return typed_view<const float, 3>(name, array, data);
-  const auto one = typed_view<const float, 2>(name, array, data);
-  return {data, {1, one.shape[0], one.shape[1]}, {0, one.stride[0], one.stride[1]}};
+  const Tensor tensor = read(name, value);  // once: a DLPack capsule can be taken once
+  *per_sequence = tensor.ndim == 3;
+  if (*per_sequence) return typed_view<const float, 3>(name, tensor);
+  const auto one = typed_view<const float, 2>(name, tensor);
+  return {one.data, {1, one.shape[0], one.shape[1]}, {0, one.stride[0], one.stride[1]}};
 }
 
 template <typename T>

@@ -132,11 +132,11 @@ const AttentionPlan& PreparedAttention::plan() const { return impl_->plan; }
 const AttentionParams& PreparedAttention::params() const { return impl_->params; }
 
 bool PreparedAttention::serves(const AttentionParams& params) const {
-  return same_call(impl_->params, params);
+  return same_call(impl_->params, params) && workers_of(params) <= impl_->problem.workers;
 }
 
 void PreparedAttention::run(const AttentionParams& params) const {
-  if (!serves(params)) throw_if_error(check_same_call(impl_->params, params));
+  if (!same_call(impl_->params, params)) throw_if_error(check_same_call(impl_->params, params));
   impl_->run(params);
 }
 

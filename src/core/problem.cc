@@ -358,12 +358,9 @@ Status check_tables(const Problem& problem) {
   return {};
 }
 
-Status set_workers(const AttentionParams& params, Problem* problem) {
-  problem->workers = 1;
+Status check_executor(const AttentionParams& params) {
   if (params.device.type != DeviceType::kCpu || params.executor == nullptr) return {};
-  BSFA_RETURN_IF_ERROR(check_workers(*params.executor));
-  problem->workers = params.executor->max_workers();
-  return {};
+  return check_workers(*params.executor);
 }
 
 // Extent of the statistics: exact where all sequences stand alike, else the most that can occur.
@@ -399,6 +396,11 @@ DType multiply_dtype(const Problem& problem, bool has_float16_unit) {
   if (problem.q.dtype != problem.k.dtype) return DType::kFloat32;
   if (problem.q.dtype == DType::kFloat16 && !has_float16_unit) return DType::kFloat32;
   return problem.q.dtype;
+}
+
+int workers_of(const AttentionParams& params) {
+  if (params.device.type != DeviceType::kCpu || params.executor == nullptr) return 1;
+  return params.executor->max_workers();
 }
 
 Status make_problem(const AttentionParams& params, Problem* problem) {
@@ -481,7 +483,8 @@ Status make_problem(const AttentionParams& params, Problem* problem) {
   set_block_extents(problem);
   BSFA_RETURN_IF_ERROR(check_lists(*problem));
   BSFA_RETURN_IF_ERROR(check_tables(*problem));
-  BSFA_RETURN_IF_ERROR(set_workers(params, problem));
+  BSFA_RETURN_IF_ERROR(check_executor(params));
+  problem->workers = workers_of(params);
   if (params.device.type == DeviceType::kCpu) {
     BSFA_RETURN_IF_ERROR(check_sequences_on_host(params, layout));
   }
@@ -523,7 +526,8 @@ Status move_problem(const Problem& planned, const AttentionParams& params, Probl
     BSFA_RETURN_IF_ERROR(check_sequences_on_host(params, problem->sequences));
     BSFA_RETURN_IF_ERROR(check_list_entries(*problem));
   }
-  BSFA_RETURN_IF_ERROR(set_workers(params, problem));
+  BSFA_RETURN_IF_ERROR(check_executor(params));
+  problem->workers = workers_of(params);
   if (problem->workers > planned.workers) {
     return invalid_argument("executor has max_workers() ", problem->workers,
                             "; the call was planned for ", planned.workers);

@@ -33,6 +33,9 @@ DType multiply_dtype(const Problem& problem, bool has_float16_unit);
 // positions, keys and blocks fit 32 bits.
 Status make_problem(const AttentionParams& params, Problem* problem);
 
+// Most that the executor of a call runs at a time; none, or another device, counts as one.
+int workers_of(const AttentionParams& params);
+
 // The problem of a call that is the one `planned` was made from on other pointers (same_call): what
 // lies behind the pointers is checked as by make_problem, nothing else.
 Status move_problem(const Problem& planned, const AttentionParams& params, Problem* problem);

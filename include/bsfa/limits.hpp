@@ -20,8 +20,8 @@ inline constexpr std::int64_t kMaxLayers = std::int64_t{1} << 16;   // of a cali
 inline constexpr std::int64_t kMaxBudgets = std::int64_t{1} << 16;  // of a calibration
 inline constexpr std::int64_t kMaxWorkers = 4096;  // of an Executor; threads of a ThreadPool
 
-// Elements of one tensor, those counted more than once that a stride of 0 repeats; and bytes from
-// the first to the last element of any view.
+// Elements of one tensor, those counted more than once that a stride of 0 repeats, and query blocks
+// of all heads and sequences; bytes from the first to the last element of any view.
 inline constexpr std::int64_t kMaxElements = std::int64_t{1} << 47;
 inline constexpr std::int64_t kMaxSpanBytes = std::int64_t{1} << 48;
 

@@ -382,6 +382,19 @@ void set_block_extents(Problem* problem) {
   }
 }
 
+// Lists, statistics and tiles are counted by sequence, head and query block.
+Status check_query_blocks(const Problem& problem) {
+  const std::int64_t sequences = problem.sequences.num_sequences;
+  std::int64_t all = 0;
+  if (!__builtin_mul_overflow(sequences * problem.num_heads_q, problem.q_blocks, &all) &&
+      all <= kMaxElements) {
+    return {};
+  }
+  return invalid_argument("the call has ", sequences, " sequences of ", problem.num_heads_q,
+                          " heads of up to ", problem.q_blocks, " query blocks; accepted: up to ",
+                          kMaxElements, " blocks in all");
+}
+
 }  // namespace
 
 DType multiply_dtype(const Problem& problem, bool has_float16_unit) {
@@ -481,6 +494,7 @@ Status make_problem(const AttentionParams& params, Problem* problem) {
   problem->head_dim = head_dim;
   problem->head_dim_v = params.v.shape[3];
   set_block_extents(problem);
+  BSFA_RETURN_IF_ERROR(check_query_blocks(*problem));
   BSFA_RETURN_IF_ERROR(check_lists(*problem));
   BSFA_RETURN_IF_ERROR(check_tables(*problem));
   BSFA_RETURN_IF_ERROR(check_executor(params));

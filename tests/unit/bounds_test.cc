@@ -267,6 +267,14 @@ INSTANTIATE_TEST_SUITE_P(
                       c.params.num_sequences = -1;
                     },
                     "num_sequences is -1; accepted: 0 to 16777216"},
+            Refusal{"query_blocks",
+                    [](Call& c) {
+                      c.pack();
+                      c.params.num_sequences = kMaxSequences;
+                      c.params.max_seqlen_q = kMaxTokens;
+                    },
+                    "the call has 16777216 sequences of 4 heads of up to 4194305 query blocks; "
+                    "accepted: up to 140737488355328 blocks in all"},
             Refusal{"packed_table_offset",
                     [](Call& c) {
                       c.pack();

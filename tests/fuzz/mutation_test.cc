@@ -17,7 +17,10 @@ std::string calibration_file() {
   const std::string header =
       R"({"__metadata__":{"format":"bsfa-calibration","version":"1","budgets":"[2,4]",)"
       R"("q_block":"128","kv_block":"64","softmax_scale":"0.125","max_seqlen":"200",)"
-      R"("model":"tiny","num_samples":"2","producer":"p","recommended_budget":"4"},)"
+      R"("model":"tiny","num_samples":"2","producer":"p","recommended_budget":"4",)"
+      // No checksum, which would refuse nearly all damage before the rest is looked at.
+      R"("fingerprint":"gguf:0123456789abcdef0123456789abcdef",)"
+      R"("samples":"[\"0123456789abcdef\",\"0123456789abcdee\"]"},)"
       R"("sums":{"dtype":"F64","shape":[2,1,1,2],"data_offsets":[0,32]},)"
       R"("finite":{"dtype":"I64","shape":[2,1,1,2],"data_offsets":[32,64]},)"
       R"("reached":{"dtype":"I64","shape":[2],"data_offsets":[64,80]}})";
@@ -152,6 +155,36 @@ TEST(Mutation, AHundredThousandDamagedFiles) {
   // Both answers have to occur, or the damage is too great or too small to tell anything.
   EXPECT_GT(accepted, 1000);
   EXPECT_GT(refused, 50'000);
+}
+
+// Files as they are saved: whatever is damaged, what is accepted is what was saved.
+TEST(Mutation, WithAChecksumDamageIsRefused) {
+  const TemporaryDirectory directory;
+  const std::string path = directory / "file";
+  const ThresholdMetadata metadata{
+      {2, 4}, {128, 64}, 0.125f, 200, "tiny", 3, "p", 4, "gguf:0123456789abcdef0123456789abcdef"};
+  ThresholdTable(metadata, 1, 2, 2, good_values()).save(path);
+  const std::string table = read_bytes(path);
+  write_bytes(path, calibration_file());
+  Calibration::load(path).save(path);
+  const std::string calibration = read_bytes(path);
+  Mutator mutator(20261201);
+  for (int n = 0; n < 20'000; ++n) {
+    std::string bytes = n % 2 == 0 ? table : calibration;
+    mutator.mutate(&bytes);
+    if (n % 3 != 0) Mutator::repair_length(&bytes);
+    if (bytes.find("\"checksum\"") == std::string::npos) continue;
+    const ReadOutcome outcome = read_anything(bytes.data(), bytes.size());
+    ASSERT_EQ(outcome.complaint, "") << "input " << n;
+    if (!outcome.table && !outcome.calibration) continue;
+    write_bytes(path, bytes);
+    if (outcome.table) {
+      ThresholdTable::load(path).save(path);
+    } else {
+      Calibration::load(path).save(path);
+    }
+    ASSERT_EQ(read_bytes(path), n % 2 == 0 ? table : calibration) << "input " << n;
+  }
 }
 
 TEST(Mutation, EveryTruncation) {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from bsfa import _core
 from bsfa._core import Calibration, ThresholdTable, same_file, select_thresholds, version
-from bsfa.errors import FileError, InvalidArgumentError
+from bsfa.errors import FileError, InvalidArgumentError, OtherModelWarning
 from bsfa.hf import api
 from bsfa.hf.attention import MIN_QUERIES, NAME
 from bsfa.hf.masks import MaskPlan
@@ -24,6 +25,7 @@ from bsfa.identity import fingerprint
 __all__ = ["Sample", "calibrate", "read_samples"]
 
 DEFAULT_BUDGETS = (32, 64, 96, 128)
+LONGEST_NAME = 255  # bytes of a file's name, of all common file systems
 Progress = Callable[[int, int, str], None]
 
 
@@ -176,9 +178,25 @@ def _observed(model: Any, observer: _Collector, compute_type: str, backend: str)
         api._switch(model, config, implementation)
 
 
+def _beside(path: str, suffix: str) -> str:
+    """A file beside `path`, named like it where that is not too long."""
+    folder, name = os.path.split(path)
+    if len(os.fsencode(name + suffix)) > LONGEST_NAME:
+        name = ".bsfa-" + hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
+    return os.path.join(folder, name + suffix)
+
+
 def _resume(calibration: Calibration, path: str, allow_other_model: bool) -> None:
     """Takes the sums of an interrupted calibration, if they are of these weights."""
     interrupted = Calibration.load(path)
+    if calibration.fingerprint and not interrupted.fingerprint and not allow_other_model:
+        warnings.warn(
+            f"{path}, the sums of an interrupted calibration, does not say of which weights they "
+            "are; they are taken for this model's, and the thresholds will not say it either "
+            "(remove the file to begin anew)",
+            OtherModelWarning,
+            stacklevel=3,
+        )
     try:
         calibration.merge(interrupted, allow_other_model=allow_other_model)
     except InvalidArgumentError as error:
@@ -253,7 +271,7 @@ def calibrate(
     resume = None
     if out is not None:
         key = _digest(tokens, calibration.model, budgets, str(model.dtype), compute_type)
-        resume = f"{os.fspath(out)}.{key}.partial"
+        resume = _beside(os.fspath(out), f".{key}.partial")
         if os.path.exists(resume):
             _resume(calibration, resume, allow_other_model)
 

@@ -134,6 +134,36 @@ def test_other_weights_are_not_averaged_in(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [out]
 
 
+def test_sums_that_do_not_say_of_which_weights_they_are(tmp_path: Path) -> None:
+    """As an earlier version left them: taken, and said."""
+    model = tiny_model("llama")
+    samples = [tokens(1, 200, seed=s) for s in range(2)]
+    name = "n" * 250  # and under a name to which nothing can be added
+    out = tmp_path / name
+
+    def interrupt(done: int, total: int, sample: str) -> None:
+        if done == 1:
+            raise KeyboardInterrupt
+
+    arguments = {"budgets": [1], "model_name": "tiny", "out": out}
+    with pytest.raises(KeyboardInterrupt):
+        bsfa.calibrate(model, samples, progress=interrupt, **arguments)
+    (path,) = tmp_path.iterdir()
+    assert path.name.startswith(".bsfa-")
+    older = bsfa.Calibration(
+        budgets=[1], softmax_scale=16**-0.5, model="tiny", num_layers=2, num_heads_q=4
+    )
+    older.begin_sample("s", 200)
+    for layer in (0, 1):
+        older.add(layer, 0, 200, torch.ones((1, 4, 2)))
+    older.end_sample()
+    older.save(str(path))
+    with pytest.warns(bsfa.OtherModelWarning, match="does not say of which weights"):
+        table = bsfa.calibrate(model, samples, **arguments)
+    assert (table.num_samples, table.fingerprint) == (2, "")
+    assert list(tmp_path.iterdir()) == [out]
+
+
 def test_out_and_partial_are_two_files(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("t")
     with pytest.raises(bsfa.InvalidArgumentError, match="one file"):

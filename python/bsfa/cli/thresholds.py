@@ -101,7 +101,7 @@ def model_shape(config: Any) -> tuple[int, int, float]:
 
 def write_text(path: str, text: str) -> None:
     """A text file, whole or not at all."""
-    write_file(path, text.encode())
+    write_file(path, text.encode("utf-8", "backslashreplace"))
 
 
 def show(options: argparse.Namespace) -> None:

@@ -6,6 +6,7 @@ import argparse
 import os
 from typing import Any
 
+from bsfa._core import write_file
 from bsfa.cli.common import add_json, need, print_json
 from bsfa.cli.thresholds import write_text
 from bsfa.errors import FileError
@@ -76,11 +77,10 @@ def write(path: str | os.PathLike[str], out: str | os.PathLike[str]) -> dict[str
     folder = os.path.join(out, FIGURES)
     try:
         os.makedirs(folder, exist_ok=True)
-        for one in drawn:
-            with open(os.path.join(folder, one.picture.name + ".png"), "wb") as file:
-                file.write(one.light)
     except OSError as error:
         raise FileError(f"--out: {out}: cannot be written: {error.strerror}") from error
+    for one in drawn:
+        write_file(os.path.join(folder, one.picture.name + ".png"), one.light)
     target = os.path.join(out, PAGE)
     write_text(target, page(analysis, ablations, drawn))
     return {

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from bsfa._core import write_file
 from bsfa.errors import FileError, FormatError
 
 __all__ = [
@@ -422,17 +423,12 @@ def append(path: str | os.PathLike[str], record: Record) -> None:
 
 def replace_header(path: str | os.PathLike[str], header: Header) -> None:
     """The same file with another header: as before, or with it, whenever this is interrupted."""
-    temporary = f"{os.fspath(path)}.{os.getpid()}.tmp"
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             rest = file.read().partition("\n")[2]
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(_encode(header) + "\n" + rest)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
     except OSError as error:
-        raise FileError(f"{os.fspath(path)}: cannot be written: {error.strerror}") from error
+        raise FileError(f"{os.fspath(path)}: cannot be read: {error.strerror}") from error
+    write_file(os.fspath(path), (_encode(header) + "\n" + rest).encode())
 
 
 def _write(file: typing.TextIO, record: Record) -> None:

@@ -1,5 +1,6 @@
 #include "attention.hpp"
 
+#include <algorithm>
 #include <bsfa/error.hpp>
 #include <charconv>
 #include <chrono>
@@ -7,6 +8,7 @@
 #include <limits>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "identity.hpp"
 
@@ -117,9 +119,8 @@ bool rows_are_plain(const ggml_tensor* t) {
   return t->nb[0] == size && t->nb[1] % size == 0 && t->nb[2] % size == 0 && t->nb[3] % size == 0;
 }
 
-}  // namespace
-
-Decline decline(const ggml_tensor* node, const Settings& settings) {
+// By what the node itself shows.
+Decline declined_by_node(const ggml_tensor* node, const Settings& settings) {
   if (settings.mode == BSFA_GGML_OFF) return Decline::kOff;
   const Operands op = operands(node);
   if (op.q->ne[1] < kMinQueries) return Decline::kFewQueries;
@@ -148,11 +149,20 @@ Decline decline(const ggml_tensor* node, const Settings& settings) {
       return Decline::kThresholds;
     }
   }
+  return Decline::kNone;
+}
+
+}  // namespace
+
+Decline decline(const ggml_tensor* node, const Settings& settings) {
+  const Decline reason = declined_by_node(node, settings);
+  if (reason != Decline::kNone || settings.mode == BSFA_GGML_HOST) return reason;
   // The library says what it serves; its operands only have to be there, not to be read.
+  const Operands op = operands(node);
   CausalMask mask;
   mask.seqlen_k = op.k->ne[1];
   mask.q_offset = mask.seqlen_k - op.q->ne[1];
-  AttentionParams params = params_of(node, 0, mask, *layer, settings);
+  AttentionParams params = params_of(node, 0, mask, *layer_of(op.k), settings);
   alignas(kWorkspaceAlignment) static std::byte somewhere[kWorkspaceAlignment];
   params.q.data = params.k.data = params.v.data = somewhere;
   params.out.data = somewhere;
@@ -214,7 +224,7 @@ void Attention::compute(ggml_tensor* node) {
     if (reason != Decline::kNone) Stats::instance().add_decline(reason);
     compute_on_host(node);
   };
-  const Decline reason = decline(node, *settings);
+  const Decline reason = declined_by_node(node, *settings);
   if (reason != Decline::kNone || settings->mode == BSFA_GGML_HOST) return leave_to_host(reason);
   if (checked_ != settings) {
     checked_ = settings;
@@ -224,48 +234,73 @@ void Attention::compute(ggml_tensor* node) {
   }
   const int layer = *layer_of(node->src[1]);
   const std::int64_t streams = node->src[0]->ne[3];
-  std::vector<CausalMask> masks;
+  std::vector<StreamCall> calls;
   for (std::int64_t stream = 0; stream < streams; ++stream) {
     const std::optional<CausalMask> mask = mask_of(node, stream, layer);
     if (!mask) return leave_to_host(Decline::kMaskContent);
+    StreamCall call{params_of(node, stream, *mask, layer, *settings), *mask, 0, 0, nullptr};
     // What only the mask shows (a window) may be something that no backend serves.
-    if (!plan_attention(params_of(node, stream, *mask, layer, *settings)).status.ok()) {
-      return leave_to_host(Decline::kUnsupported);
-    }
-    masks.push_back(*mask);
+    if (!prepare(&call, *settings)) return leave_to_host(Decline::kUnsupported);
+    calls.push_back(std::move(call));
   }
-  for (std::int64_t stream = 0; stream < streams; ++stream) {
-    compute_stream(node, stream, layer, masks[static_cast<std::size_t>(stream)], *settings);
-  }
+  for (StreamCall& call : calls) run(&call, layer, *settings);
 }
 
-void Attention::compute_stream(const ggml_tensor* node, std::int64_t stream, int layer,
-                               const CausalMask& mask, const Settings& settings) {
-  const auto start = std::chrono::steady_clock::now();
-  AttentionParams params = params_of(node, stream, mask, layer, settings);
+// The layers of a graph are the same call on other tensors: it is planned for the first of them.
+std::shared_ptr<const PreparedAttention> Attention::prepared_for(const AttentionParams& params) {
+  constexpr std::size_t kKept = 8;
+  auto found = std::find_if(prepared_.begin(), prepared_.end(),
+                            [&](const auto& prepared) { return prepared->serves(params); });
+  if (found == prepared_.end()) {
+    auto made = std::make_shared<const PreparedAttention>(params);
+    if (prepared_.size() == kKept) prepared_.pop_back();
+    found = prepared_.insert(prepared_.end(), std::move(made));
+    ++num_prepared_;
+  }
+  std::rotate(prepared_.begin(), found, found + 1);
+  return prepared_.front();
+}
+
+bool Attention::prepare(StreamCall* call, const Settings& settings) {
+  AttentionParams& params = call->params;
   params.executor = &executor();
   const std::int64_t heads = params.q.shape[2];
-  counts_.assign(static_cast<std::size_t>(2 * heads), 0);
+  counts_.resize(static_cast<std::size_t>(2 * heads));
   params.kept_blocks = {counts_.data(), {1, heads}, {heads, 1}};
   params.visible_blocks = {counts_.data() + heads, {1, heads}, {heads, 1}};
-  const AttentionPlan plan = plan_attention(params);
-  if (!plan.status.ok()) throw Error(plan.status);
   if (settings.mode == BSFA_GGML_CALIBRATE) {
-    if (mask.q_offset % params.block.q != 0 || mask.first_key != 0) {
+    if (call->mask.q_offset % params.block.q != 0 || call->mask.first_key != 0) {
       throw Error(ErrorCode::kInvalidArgument,
-                  "calibration: a chunk begins at token " + std::to_string(mask.q_offset) +
+                  "calibration: a chunk begins at token " + std::to_string(call->mask.q_offset) +
                       "; accepted: multiples of " + std::to_string(params.block.q) +
                       " (choose the batch size so)");
     }
-    block_max_.resize(static_cast<std::size_t>(heads * plan.q_blocks * plan.kv_blocks));
+    const AttentionPlan extents = plan_attention(params);
+    call->q_blocks = extents.q_blocks;
+    call->kv_blocks = extents.kv_blocks;
+    const auto cells = static_cast<std::size_t>(heads * call->q_blocks * call->kv_blocks);
+    if (block_max_.size() < cells) block_max_.resize(cells);
     params.block_max.data = block_max_.data();
-    const std::int64_t shape[4] = {1, heads, plan.q_blocks, plan.kv_blocks};
+    const std::int64_t shape[4] = {1, heads, call->q_blocks, call->kv_blocks};
     std::copy(std::begin(shape), std::end(shape), params.block_max.shape);
     set_contiguous(params.block_max.shape, params.block_max.stride);
   }
-  params.workspace = workspace(plan.workspace_bytes);
-  params.workspace_bytes = plan.workspace_bytes;
-  attention_forward(params);
+  try {
+    call->prepared = prepared_for(params);
+  } catch (const Error&) {
+    return false;
+  }
+  return true;
+}
+
+void Attention::run(StreamCall* call, int layer, const Settings& settings) {
+  const auto start = std::chrono::steady_clock::now();
+  AttentionParams& params = call->params;
+  const std::int64_t heads = params.q.shape[2];
+  if (params.block_max) params.block_max.data = block_max_.data();  // may have grown since
+  params.workspace_bytes = call->prepared->plan().workspace_bytes;
+  params.workspace = workspace(params.workspace_bytes);
+  call->prepared->run(params);
   std::int64_t kept = 0, visible = 0;
   for (std::int64_t head = 0; head < heads; ++head) {
     kept += counts_[static_cast<std::size_t>(head)];
@@ -274,8 +309,8 @@ void Attention::compute_stream(const ggml_tensor* node, std::int64_t stream, int
   const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
   Stats::instance().add_call(layer, kept, visible, elapsed.count());
   if (settings.mode == BSFA_GGML_CALIBRATE &&
-      settings.block_max(settings.user, layer, mask.q_offset, params.q.shape[1], heads,
-                         plan.q_blocks, plan.kv_blocks, *params.softmax_scale,
+      settings.block_max(settings.user, layer, call->mask.q_offset, params.q.shape[1], heads,
+                         call->q_blocks, call->kv_blocks, *params.softmax_scale,
                          block_max_.data()) != 0) {
     throw Error(ErrorCode::kRuntime, "the calibration callback asked to stop");
   }

@@ -35,9 +35,23 @@ class Attention {
   // Throws Error.
   void compute(ggml_tensor* node);
 
+  // How often a call had to be planned.
+  std::int64_t num_prepared() const { return num_prepared_; }
+
  private:
-  void compute_stream(const ggml_tensor* node, std::int64_t stream, int layer,
-                      const CausalMask& mask, const Settings& settings);
+  // The call of one stream of a node.
+  struct StreamCall {
+    AttentionParams params;
+    CausalMask mask;
+    std::int64_t q_blocks;  // of block_max, CALIBRATE
+    std::int64_t kv_blocks;
+    std::shared_ptr<const PreparedAttention> prepared;
+  };
+
+  // Completes the call; false if no backend serves it.
+  bool prepare(StreamCall* call, const Settings& settings);
+  void run(StreamCall* call, int layer, const Settings& settings);
+  std::shared_ptr<const PreparedAttention> prepared_for(const AttentionParams& params);
   void compute_on_host(ggml_tensor* node);
   std::optional<CausalMask> mask_of(const ggml_tensor* node, std::int64_t stream, int layer);
   Executor& executor();
@@ -55,6 +69,8 @@ class Attention {
   std::shared_ptr<const Settings> checked_;  // for which this context's weights were looked at
   std::unique_ptr<Executor> pool_;
   std::unordered_map<const void*, SeenMask> masks_;
+  std::vector<std::shared_ptr<const PreparedAttention>> prepared_;  // the last ones used
+  std::int64_t num_prepared_ = 0;
   std::vector<std::byte> workspace_;
   std::vector<std::int64_t> counts_;
   std::vector<float> block_max_;

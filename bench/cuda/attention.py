@@ -6,7 +6,7 @@ the spread (max - min over median). Before it is timed, each form is compared wi
 it is gated, its count of kept blocks with the maxima that the calibrating form found, and with every
 block kept its output with the dense form's.
 
-  BSFA_BENCH_LIBRARY=<path>/libbsfa_bench_cuda.so python3 bench/cuda/attention.py --out results.json
+  python3 bench/cuda/attention.py --out results.json    # the package installed with the CUDA kernels
 """
 
 import argparse

@@ -1,72 +1,44 @@
-"""The library through bench/cuda/entry.cc on torch tensors, the data, and the way to time."""
+"""The library through its Python package on torch tensors, the data, and the way to time."""
 
-import ctypes
 import math
-import os
 import statistics
 
 import torch
 
-_POINTERS = ["q", "k", "v", "out", "lse", "thresholds", "kept_blocks", "visible_blocks",
-             "block_max", "stream", "workspace"]
-_SIZES = ["seqlen", "heads_q", "heads_kv", "head_dim", "causal", "bf16", "workspace_bytes"]
+import bsfa
 
-
-class BenchCall(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_void_p) for name in _POINTERS] + [
-        (name, ctypes.c_int64) for name in _SIZES
-    ]
-
-
-_library = ctypes.CDLL(os.environ["BSFA_BENCH_LIBRARY"])
-_message = ctypes.create_string_buffer(1024)
 _workspace = None
-
-
-def _check(code):
-    if code != 0:
-        raise RuntimeError(_message.value.decode())
+_backend = ""
 
 
 def use_backend(name):
     """For all later calls; empty: the library chooses."""
-    _library.bench_use_backend(name.encode())
+    global _backend
+    _backend = name
 
 
 def make_call(q, k, v, out, causal=True, **optional):
-    """A call that can be repeated: [1, seqlen, heads, head_dim] contiguous tensors."""
+    """A call that can be repeated: [1, seqlen, heads, head_dim] tensors; results without batch axis."""
     global _workspace
     if _workspace is None:
         _workspace = torch.empty(16 << 20, dtype=torch.uint8, device="cuda")
-    call = BenchCall(
-        q=q.data_ptr(), k=k.data_ptr(), v=v.data_ptr(), out=out.data_ptr(),
-        workspace=_workspace.data_ptr(), stream=torch.cuda.current_stream().cuda_stream,
-        seqlen=q.shape[1], heads_q=q.shape[2], heads_kv=k.shape[2], head_dim=q.shape[3],
-        causal=int(causal), bf16=int(q.dtype == torch.bfloat16),
-        workspace_bytes=_workspace.numel())
-    keep = [q, k, v, out]
-    for name, tensor in optional.items():
-        setattr(call, name, tensor.data_ptr())
-        keep.append(tensor)
+    for name in ("lse", "kept_blocks", "visible_blocks", "block_max"):
+        if name in optional:
+            optional[name] = optional[name].unsqueeze(0)
+    arguments = {"causal": causal, "backend": _backend, "workspace": _workspace, **optional,
+                 "stream": torch.cuda.current_stream().cuda_stream}
 
     def run():
-        _check(_library.bench_attention(ctypes.byref(call), _message, 1024))
+        bsfa.attention_forward(q, k, v, out, **arguments)
 
-    run.keep = keep
     return run
 
 
 def make_select(block_max, thresholds, budgets):
-    count = len(budgets)
-    array = (ctypes.c_int64 * count)(*budgets)
-    heads, q_blocks, kv_blocks = block_max.shape
+    arguments = {"budgets": budgets, "stream": torch.cuda.current_stream().cuda_stream}
 
     def run():
-        _check(_library.bench_select(
-            ctypes.c_void_p(block_max.data_ptr()), ctypes.c_void_p(thresholds.data_ptr()),
-            ctypes.c_int64(heads), ctypes.c_int64(q_blocks), ctypes.c_int64(kv_blocks), array,
-            ctypes.c_int64(count), ctypes.c_void_p(torch.cuda.current_stream().cuda_stream),
-            _message, ctypes.c_int64(1024)))
+        bsfa.select_thresholds(block_max, thresholds, **arguments)
 
     return run
 

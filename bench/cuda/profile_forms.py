@@ -2,7 +2,7 @@
 thresholds of +inf, calibrating, gated at densities of about 0.5 and 0.24. Causal, batch 1, 32 query
 and 8 key/value heads, bf16, random data.
 
-  BSFA_BENCH_LIBRARY=<path>/libbsfa_bench_cuda.so ncu --clock-control none \
+  ncu --clock-control none \
       -k regex:attention_kernel --section SpeedOfLight --section WarpStateStats \
       --section SourceCounters python3 bench/cuda/profile_forms.py 16384 128
 """

@@ -1,7 +1,6 @@
 """cuda-sm80 against FlashAttention-2 (PyTorch), dense, gated and calibrating, in one process.
 
-    BSFA_BENCH_LIBRARY=build/bench/cuda/libbsfa_bench_cuda.so \
-        python3 bench/cuda/sm80.py --out results.json 8,128,bf16 32,128,bf16 16,64,fp16
+    python3 bench/cuda/sm80.py --out results.json 8,128,bf16 32,128,bf16 16,64,fp16
 
 Each case is K tokens, head_dim, dtype; batch 1, 32 query and 8 key/value heads, causal, random data.
 A sample is the larger of one call and 12 ms of calls, in 7 rounds of rotating order. Before they are

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from bsfa.errors import UnsupportedError
-from bsfa.hf import compiled, prefill
+from bsfa.errors import InvalidArgumentError, UnsupportedError
+from bsfa.hf import autograd, compiled, prefill
 from bsfa.hf.masks import MaskPlan, build_mask, find_plan, is_placeholder, make_plan, placeholder
 from bsfa.hf.padding import Padding
 from bsfa.hf.state import STATES, State, find_state, state_of
@@ -117,13 +117,15 @@ def _prefill(
         plan = _plan_without_mask(module, query, key, kwargs)
     layer = int(getattr(module, "layer_idx", 0) or 0)
     reason = _refused_arguments(query, key, value, kwargs)
+    reason = reason or autograd.recording(query, key, value)
     reason = reason or _refusal(plan, query, key, value, attention_mask)
     if reason is None:
         assert plan is not None
+        operands = _as_autocast(query, key, value)
         try:
-            out = prefill.run(state, layer, plan, query, key, value, kwargs.get("scaling"))
-            return out, None
-        except UnsupportedError as error:
+            return prefill.run(state, layer, plan, *operands, kwargs.get("scaling")), None
+        except (UnsupportedError, InvalidArgumentError) as error:
+            # Whatever the library refuses is for the attention of before, which may take it.
             reason = str(error)
     if state.observer is not None:
         state.observer(layer, plan, None, query.shape[2])
@@ -164,11 +166,16 @@ def _refused_arguments(
         return "output_attentions asks for the attention weights"
     if kwargs.get("dropout"):
         return f"dropout of {kwargs['dropout']}"
-    if torch.is_grad_enabled() and (
-        query.requires_grad or key.requires_grad or value.requires_grad
-    ):
-        return "gradients are recorded (use torch.no_grad() or torch.inference_mode())"
-    return None
+    return autograd.tracked(query, key, value)
+
+
+def _as_autocast(*operands: Tensor) -> tuple[Tensor, ...]:
+    """The operands in the dtype that autocast gives PyTorch's own attention, if it is on."""
+    device = operands[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return operands
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(operand.to(dtype) for operand in operands)
 
 
 def _refusal(

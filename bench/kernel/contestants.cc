@@ -1,12 +1,14 @@
 #include "kernel/contestants.hpp"
 
 #include <cstdio>
+#include <optional>
 
 namespace bsfa::bench {
 
 // One bsfa call with what it writes.
 struct KernelContestants::Call {
   AttentionParams params;
+  std::optional<PreparedAttention> prepared;
   std::vector<std::uint8_t> out;
   std::vector<std::uint8_t> kept_mask;
   std::vector<std::int64_t> kept, visible;
@@ -61,14 +63,15 @@ void KernelContestants::add_call(const std::string& name, DType dtype, ComputeTy
                    {1, heads, q_blocks, kv_blocks},
                    {0, q_blocks * kv_blocks, kv_blocks, 1}};
   }
-  p.workspace_bytes = workspace_size(p);
+  call->prepared.emplace(p);
+  p.workspace_bytes = call->prepared->plan().workspace_bytes;
   workspace_.reserve(p.workspace_bytes);
   calls_.push_back(call);
   contestants_.push_back({name,
                           [this, call] {
                             AttentionParams params = call->params;
                             params.workspace = workspace_.data();
-                            attention_forward(params);
+                            call->prepared->run(params);
                           },
                           [this, call, dtype, heads, dim] {
                             return problem_.error_of(
@@ -96,7 +99,7 @@ void KernelContestants::find_block_maxima() {
 }
 
 std::string KernelContestants::kernel() const {
-  return plan_attention(calls_.front()->params).kernel;
+  return calls_.front()->prepared->plan().kernel;
 }
 
 std::size_t KernelContestants::workspace_bytes(std::int64_t tokens) const {

@@ -121,9 +121,9 @@ def _prefill(
     reason = reason or _refusal(plan, query, key, value, attention_mask)
     if reason is None:
         assert plan is not None
-        operands = _as_autocast(query, key, value)
+        q, k, v = (_as_autocast(operand) for operand in (query, key, value))
         try:
-            return prefill.run(state, layer, plan, *operands, kwargs.get("scaling")), None
+            return prefill.run(state, layer, plan, q, k, v, kwargs.get("scaling")), None
         except (UnsupportedError, InvalidArgumentError) as error:
             # Whatever the library refuses is for the attention of before, which may take it.
             reason = str(error)
@@ -169,13 +169,12 @@ def _refused_arguments(
     return autograd.tracked(query, key, value)
 
 
-def _as_autocast(*operands: Tensor) -> tuple[Tensor, ...]:
-    """The operands in the dtype that autocast gives PyTorch's own attention, if it is on."""
-    device = operands[0].device.type
+def _as_autocast(operand: Tensor) -> Tensor:
+    """The operand in the dtype that autocast gives PyTorch's own attention, if it is on."""
+    device = operand.device.type
     if not torch.is_autocast_enabled(device):
-        return operands
-    dtype = torch.get_autocast_dtype(device)
-    return tuple(operand.to(dtype) for operand in operands)
+        return operand
+    return operand.to(torch.get_autocast_dtype(device))
 
 
 def _refusal(

@@ -60,6 +60,47 @@ TEST_P(Contract, RunsInAGraph) {
   }
 }
 
+// A prepared call on the tensors of another one of the same shapes, then on its own again.
+TEST_P(Contract, APreparedCallRunsOnOtherPointers) {
+  for (const int form : {0, 1, 2}) {
+    Case spec = gated_case();
+    if (form != 1) spec.policy = PolicyKind::kDense;
+    spec.block_max = form == 2;
+    Call first(spec);
+    spec.seed = 2;
+    Call second(spec);
+    for (Call* call : {&first, &second}) call->device_params().backend = GetParam();
+    const PreparedAttention prepared(first.device_params());
+    DeviceBuffer workspace(std::max<std::size_t>(1, prepared.plan().workspace_bytes));
+    for (Call* call : {&second, &first, &second}) {
+      AttentionParams& params = call->device_params();
+      params.workspace = workspace.data();
+      params.workspace_bytes = prepared.plan().workspace_bytes;
+      ASSERT_TRUE(prepared.serves(params));
+      call->poison_results();
+      BSFA_CUDA_OK(cudaDeviceSynchronize());
+      prepared.run(params);
+      BSFA_CUDA_OK(cudaDeviceSynchronize());
+      call->check();
+    }
+    // A pointer that it has not seen is looked at: host memory is refused, and nothing is written.
+    AttentionParams params = second.device_params();
+    std::vector<float> on_host(65536);
+    params.k.data = reinterpret_cast<const void*>(
+        (reinterpret_cast<std::uintptr_t>(on_host.data()) + 15) / 16 * 16);
+    second.poison_results();
+    const auto before = second.results();
+    try {
+      prepared.run(params);
+      FAIL() << "accepted";
+    } catch (const Error& error) {
+      EXPECT_NE(std::string(error.what()).find("k "), std::string::npos) << error.what();
+    }
+    BSFA_CUDA_OK(cudaDeviceSynchronize());
+    EXPECT_EQ(second.results(), before);
+  }
+}
+
 // At most 1 KB for a query block and head, however unequal the sequences of a packed batch are.
 TEST_P(Contract, WorkspaceIsOfQueryBlocksThatExist) {
   Case spec = gated_case();

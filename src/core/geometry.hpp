@@ -94,35 +94,57 @@ struct Span {
   BSFA_HOST_DEVICE constexpr bool contains(Int n) const { return n >= begin && n < end; }
 };
 
-// floor(a / kSide), for negative numbers too.
-template <int kSide, typename Int>
-BSFA_HOST_DEVICE constexpr Int floor_blocks(Int tokens) {
-  static_assert(kSide > 0 && (kSide & (kSide - 1)) == 0, "gate blocks are powers of two");
-  int shift = 0;
-  while ((1 << shift) < kSide) ++shift;
-  return tokens >> shift;
-}
-
-template <int kSide, typename Int>
-BSFA_HOST_DEVICE constexpr Int ceil_blocks(Int tokens) {
-  return floor_blocks<kSide>(tokens + kSide - 1);
-}
-
-// The keys that a row sees, `key` being the one at its position, whether it exists or not. begin
-// may lie before key 0, and end before begin: then it sees nothing.
+// The smaller one. nvcc makes the best of its own function.
 template <typename Int>
-BSFA_HOST_DEVICE constexpr Span<Int> row_keys(Int key, Int seqlen_k, bool causal, Int window) {
-  const Int after = key + 1;
-  return {window > 0 ? after - window : 0, causal && after < seqlen_k ? after : seqlen_k};
+BSFA_HOST_DEVICE constexpr Int smaller(Int a, Int b) {
+#if defined(__CUDA_ARCH__)
+  return min(a, b);
+#else
+  return a < b ? a : b;
+#endif
 }
 
-// The blocks of kSide keys, counted from key 0, that rows see whole: all rows from the one at
-// `first_key` to the one at `last_key`. begin may lie before block 0, and end before begin.
+// n >> kLog2<kSide> is floor(n / kSide), of a negative n too.
+template <int kSide>
+inline constexpr int kLog2 = 1 + kLog2<kSide / 2>;
+template <>
+inline constexpr int kLog2<1> = 0;
+
+// The mask. The row `row` rows after the one at whose position `key` stands (whether that key
+// exists or not) sees the keys from row_begin to before row_end. The first may lie before key 0,
+// and the second before the first: then it sees nothing. (References, so that a kernel loads what
+// the mask does not need only where it does.)
+template <typename Int>
+BSFA_HOST_DEVICE constexpr Int row_begin(const Int& key, const Int& row, const Int& window) {
+  return window > 0 ? key + row - window + 1 : 0;
+}
+
+template <typename Int>
+BSFA_HOST_DEVICE constexpr Int row_end(const Int& key, const Int& row, const Int& seqlen_k,
+                                       const bool& causal) {
+  return causal ? smaller(seqlen_k, key + row + 1) : seqlen_k;
+}
+
+// The blocks of kSide keys, counted from key 0, that all of `rows` rows see whole, the first of
+// them at the position of `key`: from whole_begin to before whole_end, as above.
 template <int kSide, typename Int>
-BSFA_HOST_DEVICE constexpr Span<Int> whole_blocks(Int first_key, Int last_key, Int seqlen_k,
-                                                  bool causal, Int window) {
-  return {ceil_blocks<kSide>(row_keys(last_key, seqlen_k, causal, window).begin),
-          floor_blocks<kSide>(row_keys(first_key, seqlen_k, causal, window).end)};
+BSFA_HOST_DEVICE constexpr Int whole_begin(const Int& key, Int rows, const Int& window) {
+  static_assert(kSide == 1 << kLog2<kSide>, "blocks are powers of two");
+  // The last row begins last: with row_begin(key, rows - 1, window).
+  const Int begin = window > 0 ? key + rows - window : 0;
+  return (begin + kSide - 1) >> kLog2<kSide>;
+}
+
+template <int kSide, typename Int>
+BSFA_HOST_DEVICE constexpr Int whole_end(const Int& key, const Int& seqlen_k, const bool& causal) {
+  static_assert(kSide == 1 << kLog2<kSide>, "blocks are powers of two");
+  return row_end(key, Int{0}, seqlen_k, causal) >> kLog2<kSide>;
+}
+
+template <int kSide, typename Int>
+BSFA_HOST_DEVICE constexpr Span<Int> whole_blocks(const Int& key, Int rows, const Int& seqlen_k,
+                                                  const bool& causal, const Int& window) {
+  return {whole_begin<kSide>(key, rows, window), whole_end<kSide>(key, seqlen_k, causal)};
 }
 
 // The query block that every row of a statistic is relative to.
@@ -130,12 +152,14 @@ BSFA_HOST_DEVICE constexpr std::int64_t first_q_block(const Sequence& s, BlockSh
   return floor_div(s.q_offset, block.q);
 }
 
-// The keys [begin, end) that row r sees.
+// The keys [begin, end) that row r sees: the mask without keys that do not exist.
 BSFA_HOST_DEVICE constexpr BlockRange visible_keys(const SequenceLayout& layout, const Sequence& s,
                                                    std::int64_t row) {
   const std::int64_t key = s.q_offset + row - layout.kv_offset;
-  const Span<std::int64_t> keys = row_keys(key, s.seqlen_k, layout.causal, layout.window);
-  return {keys.begin > 0 ? keys.begin : 0, keys.end};
+  BlockRange keys{0, s.seqlen_k};
+  if (layout.causal) keys = intersect(keys, {0, key + 1});
+  if (layout.window > 0) keys = intersect(keys, {key - layout.window + 1, s.seqlen_k});
+  return keys;
 }
 
 // The key/value blocks (absolute) of which query block i sees anything. Every block between the

@@ -11,7 +11,8 @@
 
 namespace bsfa {
 
-// What the order of the tiles of a launch depends on besides the sequences.
+// What the order of the tiles of a launch depends on besides the sequences. The functions below
+// take anything that has these members, such as the parameters of a kernel.
 struct TileOrder {
   int num_heads_q;       //
   int group;             // query heads of one key/value head
@@ -27,21 +28,22 @@ struct TilePlace {
 };
 
 // Indices of a launch; those of query blocks that a sequence does not have are no tiles.
-BSFA_HOST_DEVICE constexpr int total_tiles(const SequenceLayout& layout, const TileOrder& order) {
+template <typename Order>
+BSFA_HOST_DEVICE constexpr int total_tiles(const SequenceLayout& layout, const Order& order) {
   return static_cast<int>(layout.num_sequences) * order.num_heads_q * order.q_blocks;
 }
 
 // Longest first: query blocks in descending order, all heads of a section beside each other, so
 // that those that are worked on together read the same keys and values, and those of a section fit
 // into a cache.
-BSFA_HOST_DEVICE constexpr TilePlace tile_place(const SequenceLayout& layout,
-                                                const TileOrder& order, int index) {
+template <typename Order>
+BSFA_HOST_DEVICE constexpr TilePlace tile_place(const SequenceLayout& layout, const Order& order,
+                                                int index) {
   const int kv_heads = static_cast<int>(layout.num_sequences) * (order.num_heads_q / order.group);
   const int section_tiles = order.section_kv_heads * order.group * order.q_blocks;
   const int section = index / section_tiles;
   const int first_kv_head = section * order.section_kv_heads;
-  const int left = kv_heads - first_kv_head;
-  const int heads = (order.section_kv_heads < left ? order.section_kv_heads : left) * order.group;
+  const int heads = smaller(order.section_kv_heads, kv_heads - first_kv_head) * order.group;
   const int rest = index - section * section_tiles;
   const int flat_head = first_kv_head * order.group + rest % heads;
 
@@ -54,10 +56,14 @@ BSFA_HOST_DEVICE constexpr TilePlace tile_place(const SequenceLayout& layout,
 }
 
 // Query blocks of a sequence that are worked on; the q_block of its tiles is below that.
-BSFA_HOST_DEVICE constexpr int sequence_q_blocks(const SequenceLayout& layout,
-                                                 const TileOrder& order, int sequence) {
-  const std::int64_t blocks = q_block_range(sequence_at(layout, sequence), layout.block).size();
-  return static_cast<int>(blocks < order.q_blocks ? blocks : order.q_blocks);
+template <typename Order>
+BSFA_HOST_DEVICE constexpr int sequence_q_blocks(const SequenceLayout& layout, const Order& order,
+                                                 int sequence) {
+  const Sequence s = sequence_at(layout, sequence);
+  if (s.seqlen_q <= 0) return 0;
+  const std::int64_t touched = floor_div(s.q_offset + s.seqlen_q - 1, layout.block.q) -
+                               floor_div(s.q_offset, layout.block.q) + 1;
+  return static_cast<int>(smaller(touched, std::int64_t{order.q_blocks}));
 }
 
 // Whether all sequences have as many query blocks as the longest: then every index is a tile.
@@ -67,8 +73,9 @@ BSFA_HOST_DEVICE constexpr bool all_tiles_exist(const SequenceLayout& layout) {
 }
 
 // How many tiles stand before one in the order of tile_place. Looks at all sequences.
-BSFA_HOST_DEVICE constexpr int tiles_before(const SequenceLayout& layout, const TileOrder& order,
-                                            const TilePlace& place) {
+template <typename Order, typename Place>
+BSFA_HOST_DEVICE constexpr int tiles_before(const SequenceLayout& layout, const Order& order,
+                                            const Place& place) {
   const int kv_heads = order.num_heads_q / order.group;           // of a sequence
   const int kv_head = place.sequence * kv_heads + place.kv_head;  // of all
   const int section = kv_head / order.section_kv_heads * order.section_kv_heads;
@@ -99,60 +106,6 @@ BSFA_HOST_DEVICE constexpr BlockRange scored_blocks(const SequenceLayout& layout
     blocks = intersect(blocks, sliding_window_range(i, window_blocks, layout.block));
   }
   return blocks;
-}
-
-// A tile as a kernel works on it. Rows are those of the gate block, present or not; blocks are
-// local to the sequence: block n holds keys [n * block.kv, (n + 1) * block.kv).
-struct TileGeometry {
-  int sequence;    // < 0: no such tile
-  int head;        // query head
-  int kv_head;     // its key/value head
-  int q_block;     // relative to the first of the sequence: a row of the statistics
-  int batch;       // batch entry of the tensors
-  int q_row;       // tensor row of tile row 0; rows that are not present may lie outside
-  int k_row;       // tensor row of key 0
-  int seqlen_k;    //
-  int row_begin;   // tile rows [row_begin, row_end) are present
-  int row_end;     //
-  int key;         // the key at the position of tile row 0; may be negative
-  int n_begin;     // blocks [n_begin, n_end) are scored
-  int n_end;       //
-  int kept_begin;  // blocks [kept_begin, kept_end) are always kept
-  int kept_end;    //
-};
-
-BSFA_HOST_DEVICE constexpr TileGeometry tile_geometry(const SequenceLayout& layout,
-                                                      const TilePlace& place,
-                                                      std::int64_t window_blocks) {
-  TileGeometry t{};
-  t.sequence = place.sequence;
-  t.head = place.head;
-  t.kv_head = place.kv_head;
-  t.q_block = place.q_block;
-  const BlockShape block = layout.block;
-  const Sequence s = sequence_at(layout, place.sequence);
-  const std::int64_t i = first_q_block(s, block) + place.q_block;
-  const BlockRange rows = q_block_rows(s, i, block);
-  if (rows.size() == 0) {
-    t.sequence = -1;
-    return t;
-  }
-  const std::int64_t row0 = i * block.q - s.q_offset;
-  const std::int64_t kv_base = layout.kv_offset / block.kv;
-  const BlockRange blocks = scored_blocks(layout, s, i, window_blocks);
-  const BlockRange kept = always_kept_range(i, block);
-  t.batch = static_cast<int>(s.batch);
-  t.q_row = static_cast<int>(s.q_begin + row0);
-  t.k_row = static_cast<int>(s.k_begin);
-  t.seqlen_k = static_cast<int>(s.seqlen_k);
-  t.row_begin = static_cast<int>(rows.begin - row0);
-  t.row_end = static_cast<int>(rows.end - row0);
-  t.key = static_cast<int>(i * block.q - layout.kv_offset);
-  t.n_begin = static_cast<int>(blocks.begin - kv_base);
-  t.n_end = t.n_begin + static_cast<int>(blocks.size());
-  t.kept_begin = static_cast<int>(kept.begin - kv_base);
-  t.kept_end = static_cast<int>(kept.end - kv_base);
-  return t;
 }
 
 }  // namespace bsfa

@@ -308,9 +308,8 @@ bool Call::meet(const Sequence& s, BlockRange rows, std::int64_t panel, int* bou
   work->panel = panel;
   work->row_begin = 0;
   work->row_end = count;
-  const std::int64_t first_row_key = s.q_offset + rows.begin - sequences_.kv_offset;
-  if (whole_blocks<kPanelKeys>(first_row_key, first_row_key + count - 1, s.seqlen_k,
-                               sequences_.causal, sequences_.window)
+  const std::int64_t key = s.q_offset + rows.begin - sequences_.kv_offset;  // of the first row
+  if (whole_blocks<kPanelKeys>(key, rows.size(), s.seqlen_k, sequences_.causal, sequences_.window)
           .contains(panel)) {
     return true;
   }

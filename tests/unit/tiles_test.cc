@@ -4,7 +4,6 @@
 
 #include <array>
 #include <set>
-#include <tuple>
 #include <vector>
 
 // The geometry against its plain definition (docs/method.md), over every small shape: gate blocks
@@ -74,9 +73,10 @@ TEST(Tiles, KeysOfARow) {
     const Sequence s = sequence_at(layout, 0);
     const Plain plain{layout, s};
     for (std::int64_t row = 0; row < s.seqlen_q; ++row) {
-      const auto key = static_cast<int>(plain.position(row) - layout.kv_offset);
-      const Span<int> narrow = row_keys(key, static_cast<int>(s.seqlen_k), layout.causal,
-                                        static_cast<int>(layout.window));
+      const auto key = static_cast<int>(s.q_offset - layout.kv_offset);
+      const auto r = static_cast<int>(row);
+      const Span<int> narrow{row_begin(key, r, static_cast<int>(layout.window)),
+                             row_end(key, r, static_cast<int>(s.seqlen_k), layout.causal)};
       const BlockRange keys = visible_keys(layout, s, row);
       for (std::int64_t c = 0; c < kMost + 2; ++c) {
         ASSERT_EQ(keys.contains(c), plain.visible(row, c)) << row << ' ' << c;
@@ -95,9 +95,9 @@ void expect_whole_blocks(const SequenceLayout& layout) {
   };
   for (std::int64_t first = 0; first < s.seqlen_q; ++first) {
     for (std::int64_t last = first; last < s.seqlen_q; ++last) {
-      const Span<int> whole =
-          whole_blocks<kSide>(key(first), key(last), static_cast<int>(s.seqlen_k), layout.causal,
-                              static_cast<int>(layout.window));
+      const Span<int> whole = whole_blocks<kSide>(key(first), static_cast<int>(last - first + 1),
+                                                  static_cast<int>(s.seqlen_k), layout.causal,
+                                                  static_cast<int>(layout.window));
       for (int n = 0; n < kMost; ++n) {
         bool all = true;
         for (std::int64_t row = first; row <= last; ++row) {
@@ -148,38 +148,6 @@ TEST(Tiles, BlocksOfAQueryBlock) {
           ASSERT_EQ(scored.contains(j), any && (window_blocks < 0 || near))
               << "block " << i << ", " << j << " window_blocks " << window_blocks;
         }
-      }
-    }
-  });
-}
-
-TEST(Tiles, ATileSaysWhereItsRowsAndBlocksAre) {
-  for_every_layout([](const SequenceLayout& layout) {
-    const Sequence s = sequence_at(layout, 0);
-    const Plain plain{layout, s};
-    const std::int64_t first = first_q_block(s, layout.block);
-    const auto touched = static_cast<int>(q_block_range(s, layout.block).size());
-    for (int q_block = 0; q_block < touched + 1; ++q_block) {
-      const TileGeometry t = tile_geometry(layout, {0, 5, 2, q_block}, -1);
-      ASSERT_EQ(t.sequence, q_block < touched ? 0 : -1);
-      if (t.sequence < 0) continue;
-      ASSERT_EQ(std::make_tuple(t.head, t.kv_head, t.q_block, t.seqlen_k),
-                std::make_tuple(5, 2, q_block, static_cast<int>(s.seqlen_k)));
-      for (int r = 0; r < layout.block.q; ++r) {
-        const std::int64_t row = t.q_row + r;  // q_begin is 0
-        const bool present = row >= 0 && row < s.seqlen_q && plain.q_block(row) == first + q_block;
-        ASSERT_EQ(r >= t.row_begin && r < t.row_end, present) << q_block << ' ' << r;
-        ASSERT_EQ(t.key + r, plain.position(row) - layout.kv_offset);
-        for (std::int64_t c = 0; c < s.seqlen_k; ++c) {
-          const std::int64_t n = c / layout.block.kv;
-          if (present && plain.visible(row, c)) {
-            ASSERT_TRUE(n >= t.n_begin && n < t.n_end);
-          }
-        }
-      }
-      for (int n = -3; n < 6; ++n) {
-        ASSERT_EQ(n >= t.kept_begin && n < t.kept_end,
-                  plain.meets_diagonal(first + q_block, n + layout.kv_offset / layout.block.kv));
       }
     }
   });
@@ -286,12 +254,11 @@ TEST(Tiles, PaddedBatchesHaveEveryTileOnlyWhereAllStandAlike) {
   expect_order(layout, {2, 1, 3, 1});
 }
 
-TEST(Tiles, BlocksOfNegativeNumbers) {
+TEST(Tiles, ShiftsOfNegativeNumbersAreFloors) {
   for (int tokens = -9; tokens <= 9; ++tokens) {
-    EXPECT_EQ(floor_blocks<4>(tokens), floor_div(tokens, 4)) << tokens;
-    EXPECT_EQ(ceil_blocks<4>(tokens), ceil_div(tokens, 4)) << tokens;
-    EXPECT_EQ(floor_blocks<64>(64 * tokens - 1), tokens - 1);
+    EXPECT_EQ(tokens >> kLog2<4>, floor_div(tokens, 4)) << tokens;
   }
+  EXPECT_EQ(kLog2<64>, 6);
 }
 
 }  // namespace

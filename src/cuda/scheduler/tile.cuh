@@ -4,6 +4,7 @@
 
 #include "core/gate.hpp"
 #include "core/geometry.hpp"
+#include "core/tiles.hpp"
 #include "cuda/common/params.hpp"
 
 // A tile of work: the rows of one gate query block, one head, one sequence.
@@ -32,28 +33,19 @@ struct Tile {
 };
 
 __host__ __device__ inline int total_tiles(const KernelParams& p) {
-  return static_cast<int>(p.sequences.num_sequences) * p.num_heads_q * p.q_blocks;
+  return total_tiles(p.sequences, p);
 }
 
-// Tile `index` of the launch, or sequence < 0 if that query block has no rows.
-//
-// Longest first: query blocks in descending order, all heads of a section beside each other, so
-// that CTAs that run together read the same keys and values, and those of a section fit in L2.
+// Tile `index` of the launch, in the order of tile_place, or sequence < 0 if that query block has
+// no rows.
 template <bool kGated>
 __device__ inline Tile tile_at(const KernelParams& p, int index) {
-  const int kv_heads = static_cast<int>(p.sequences.num_sequences) * (p.num_heads_q / p.group);
-  const int section_tiles = p.section_kv_heads * p.group * p.q_blocks;
-  const int section = index / section_tiles;
-  const int first_kv_head = section * p.section_kv_heads;
-  const int heads = min(p.section_kv_heads, kv_heads - first_kv_head) * p.group;
-  const int rest = index - section * section_tiles;
-  const int flat_head = first_kv_head * p.group + rest % heads;
-
+  const TilePlace place = tile_place(p.sequences, p, index);
   Tile t;
-  t.sequence = flat_head / p.num_heads_q;
-  t.head = flat_head - t.sequence * p.num_heads_q;
-  t.kv_head = t.head / p.group;
-  t.q_block = p.q_blocks - 1 - rest / heads;
+  t.sequence = place.sequence;
+  t.head = place.head;
+  t.kv_head = place.kv_head;
+  t.q_block = place.q_block;
   const BlockShape block = p.sequences.block;
   const Sequence s = sequence_at(p.sequences, t.sequence);
   const std::int64_t i = floor_div(s.q_offset, block.q) + t.q_block;

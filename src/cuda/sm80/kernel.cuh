@@ -135,13 +135,13 @@ __device__ inline void describe_work(const Arguments& args, Work* work) {
   };
   const int kv_head = tile.kv_head;
   const int window = static_cast<int>(sequences.window);
-  const int end = sequences.causal ? min(tile.seqlen_k, tile.key + 1) : tile.seqlen_k;
+  const int end = row_end(tile.key, 0, tile.seqlen_k, sequences.causal);  // of the first row
   work->tile = tile;
   work->q_offset = offset(args.q, tile.q_row, tile.head);
   work->k_offset = offset(args.k, tile.k_row, kv_head);
   work->v_offset = offset(args.v, tile.k_row, kv_head);
-  work->full_begin = window > 0 ? (tile.key + C::kBlockM - window + kBlockN - 1) >> 6 : 0;
-  work->full_end = end >> 6;
+  work->full_begin = whole_begin<kBlockN>(tile.key, C::kBlockM, window);
+  work->full_end = end >> kLog2<kBlockN>;  // whole_end, of which the first half is above
   // Rows that are not present take no part in a maximum.
   if (C::kForm != Form::kDense && tile.row_end - tile.row_begin < C::kBlockM) work->full_end = 0;
   work->kept_blocks = 0;

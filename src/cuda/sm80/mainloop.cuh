@@ -148,8 +148,8 @@ __device__ __forceinline__ void mask_scores(WarpState<T, C>& w, const Tile& tile
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const int row = row0 + t * 16 + h * 8;
-      int end = causal ? min(tile.seqlen_k, tile.key + row + 1) : tile.seqlen_k;
-      const int begin = window > 0 ? tile.key + row - window + 1 : 0;
+      int end = row_end(tile.key, row, tile.seqlen_k, causal);
+      const int begin = row_begin(tile.key, row, window);
       if (row < tile.row_begin || row >= tile.row_end) end = begin;
 #pragma unroll
       for (int c = 0; c < kBlockN / 8; ++c) {

@@ -38,49 +38,21 @@ __device__ __forceinline__ int checked_block(const SelectedTile& tile, int entry
 // Blocks of a tile that all rows see whole.
 __device__ inline BlockRange full_blocks(const SequenceLayout& sequences, const Tile& tile) {
   const int window = static_cast<int>(sequences.window);
-  const int low = window > 0 ? tile.key + kBlockM - window : 0;  // of the last row
-  const int high = sequences.causal ? min(tile.seqlen_k, tile.key + 1) : tile.seqlen_k;
-  return {max(0, (low + kBlockN - 1) >> 6), high >> 6};
+  const Span<int> whole =
+      whole_blocks<kBlockN>(tile.key, kBlockM, tile.seqlen_k, sequences.causal, window);
+  return {max(0, whole.begin), whole.end};
 }
 
 // Query blocks of a sequence, of which no more are worked on than max_seqlen_q leaves room for; the
 // q_block of its tiles is below that.
 __device__ inline int query_blocks(const KernelParams& p, int sequence) {
-  const Sequence s = sequence_at(p.sequences, sequence);
-  if (s.seqlen_q <= 0) return 0;
-  const std::int64_t block = p.sequences.block.q;
-  const std::int64_t touched =
-      floor_div(s.q_offset + s.seqlen_q - 1, block) - floor_div(s.q_offset, block) + 1;
-  return static_cast<int>(min(touched, std::int64_t{p.q_blocks}));
-}
-
-// Whether all sequences have as many query blocks as the longest: then every index is a tile.
-__device__ inline bool all_tiles_exist(const SequenceLayout& sequences) {
-  return !sequences.packed && sequences.seqused_k == nullptr && sequences.leftpad_k == nullptr;
+  return sequence_q_blocks(p.sequences, p, sequence);
 }
 
 // How many of the tiles that exist stand before one in the order of tile_at. Looks at all
 // sequences.
 __device__ inline int tiles_before(const KernelParams& p, const Tile& tile) {
-  const int kv_heads = p.num_heads_q / p.group;                 // of a sequence
-  const int kv_head = tile.sequence * kv_heads + tile.kv_head;  // of all
-  const int section = kv_head / p.section_kv_heads * p.section_kv_heads;
-  const int section_end = section + p.section_kv_heads;
-  int before = 0;  // in key/value heads
-  for (int sequence = 0; sequence < p.sequences.num_sequences; ++sequence) {
-    const int blocks = query_blocks(p, sequence);
-    const int first = sequence * kv_heads;
-    const auto heads_in = [&](int begin, int end) {
-      const int low = begin > first ? begin : first;
-      const int high = end < first + kv_heads ? end : first + kv_heads;
-      return high > low ? high - low : 0;
-    };
-    before += heads_in(0, section) * blocks;
-    if (blocks <= tile.q_block) continue;
-    before += heads_in(section, section_end) * (blocks - tile.q_block - 1);
-    before += heads_in(section, kv_head);
-  }
-  return before * p.group + tile.head % p.group;
+  return bsfa::tiles_before(p.sequences, p, tile);
 }
 
 __device__ inline SelectedTile selected_tile(const KernelParams& p, const ListedTile& from) {

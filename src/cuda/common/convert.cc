@@ -29,9 +29,45 @@ static_assert(section_heads(8, 3) == 3);
 static_assert(section_heads(8, 9) == 8);
 static_assert(section_heads(5, 0) == 1);
 
+Status check_policy(PolicyKind kind, const char* backend) {
+  switch (kind) {  // without default: the compiler asks about every policy that is added
+    case PolicyKind::kDense:
+    case PolicyKind::kThreshold:
+    case PolicyKind::kSlidingWindow:
+      return {};
+  }
+  return unsupported("policy.kind is ", static_cast<int>(kind), "; ", backend,
+                     " takes dense, threshold, sliding_window");
+}
+
+const char* form_name(Form form) {
+  switch (form) {
+    case Form::kDense:
+      return "dense";
+    case Form::kGated:
+      return "gated";
+    case Form::kCalibrating:
+      return "calibrating";
+  }
+  return "";  // not reached
+}
+
+// Blocks before the always-kept ones that the policy leaves; < 0: all.
+std::int64_t window_blocks(const Policy& policy) {
+  switch (policy.kind) {
+    case PolicyKind::kDense:
+    case PolicyKind::kThreshold:
+      return -1;
+    case PolicyKind::kSlidingWindow:
+      return policy.window_blocks;
+  }
+  return -1;  // not reached: other policies are refused by check_features
+}
+
 }  // namespace
 
 Status check_features(const Problem& problem, const char* backend) {
+  BSFA_RETURN_IF_ERROR(check_policy(problem.policy.kind, backend));
   const SequenceLayout& layout = problem.sequences;
   if (!(layout.block == BlockShape{})) {
     return unsupported("block is ", layout.block.q, "x", layout.block.kv, "; ", backend,
@@ -84,23 +120,27 @@ Status check_pointers(const Problem& problem, const AttentionParams& checked) {
 }
 
 Form form_of(const Problem& problem) {
-  if (problem.policy.kind == PolicyKind::kThreshold) return Form::kGated;
+  switch (problem.policy.kind) {
+    case PolicyKind::kThreshold:
+      return Form::kGated;
+    case PolicyKind::kDense:
+    case PolicyKind::kSlidingWindow:
+      break;
+  }
   return problem.block_max ? Form::kCalibrating : Form::kDense;
 }
 
 std::string kernel_text(const Problem& problem) {
-  const char* forms[] = {"dense", "gated", "calibrating"};
   const BlockShape block;
-  return std::string(forms[static_cast<int>(form_of(problem))]) + " " + std::to_string(block.q) +
-         "x" + std::to_string(block.kv) + "x" + std::to_string(problem.head_dim);
+  return std::string(form_name(form_of(problem))) + " " + std::to_string(block.q) + "x" +
+         std::to_string(block.kv) + "x" + std::to_string(problem.head_dim);
 }
 
 KernelParams kernel_params(const Problem& problem, const DeviceFacts& facts) {
   const SequenceLayout& layout = problem.sequences;
   KernelParams p{};
   p.sequences = layout;
-  p.window_blocks =
-      problem.policy.kind == PolicyKind::kSlidingWindow ? problem.policy.window_blocks : -1;
+  p.window_blocks = window_blocks(problem.policy);
   p.num_heads_q = static_cast<int>(problem.num_heads_q);
   p.group = static_cast<int>(problem.group);
   p.q_blocks = static_cast<int>(problem.q_blocks);

@@ -26,6 +26,9 @@
 // and spread ((max - min) / median) of 7. `share` is the part of 1/density that is reached.
 //
 //   block_lists [--out results.json] [TOKENS...]       (default 8192 32768 65536 131072)
+//
+// A results file names the commit and the date; it is not written from a tree with changes. Run it
+// from the source tree that the program and its library were built from.
 
 namespace {
 
@@ -90,6 +93,17 @@ std::vector<std::uint16_t> random_tensor(std::int64_t elements, float scale, std
     values[i] = i < drawn ? to_bf16(scale * normal(random)) : values[i - drawn];
   }
   return values;
+}
+
+// What a command prints, without the end of its last line; nothing if it fails.
+std::string output_of(const char* command) {
+  std::string output;
+  std::FILE* pipe = popen(command, "r");
+  if (pipe == nullptr) return output;
+  for (int c = std::fgetc(pipe); c != EOF; c = std::fgetc(pipe)) output += static_cast<char>(c);
+  if (pclose(pipe) != 0) return "";
+  while (!output.empty() && output.back() == '\n') output.pop_back();
+  return output;
 }
 
 struct Lists {
@@ -347,14 +361,25 @@ int main(int argc, char** argv) {
     lengths.push_back(tokens);
   }
   if (lengths.empty()) lengths = {8192, 32768, 65536, 131072};
+  const std::string commit = output_of("git rev-parse HEAD");
+  if (!out.empty() && (commit.empty() || !output_of("git status --porcelain -uno").empty())) {
+    std::fprintf(stderr,
+                 "error: --out wants a source tree without changes as the current folder: the "
+                 "file names its commit\n");
+    return 1;
+  }
   cudaDeviceProp card{};
   check(cudaGetDeviceProperties(&card, 0), "device");
   int driver = 0;
   check(cudaDriverGetVersion(&driver), "driver");
   Bench(2048).check_results();
   nlohmann::json result{{"benchmark", "block_lists"},
+                        {"commit", commit},
+                        {"date", output_of("date -u +%Y-%m-%d")},
                         {"card", card.name},
-                        {"cuda_driver", driver},
+                        {"driver", output_of("nvidia-smi --query-gpu=driver_version "
+                                             "--format=csv,noheader -i 0")},
+                        {"cuda", driver / 1000 + driver % 1000 / 10 / 10.0},
                         {"protocol",
                          "rotating order, the larger of one call and 12 ms a sample, "
                          "median of 7; causal, 32/8 heads, head_dim 128, bf16"},

@@ -80,7 +80,7 @@ struct BlockLists {
   const std::int64_t* offsets = nullptr;  // [batch * num_heads * q_blocks + 1], ascending
   const std::int32_t* counts = nullptr;   // [batch, num_heads, q_blocks], 0 to stride
   std::int64_t stride = 0;                // with counts: entries of a list
-  std::int64_t num_heads = 0;             // num_heads_q or num_heads_kv
+  std::int64_t num_heads = 0;             // num_heads_q or num_heads_kv; 0: no lists
   std::int64_t q_blocks = 0;              // AttentionPlan::q_blocks
 
   constexpr explicit operator bool() const { return num_heads != 0; }
@@ -142,8 +142,7 @@ struct AttentionParams {
                                            // row 0: gate block of the first query,
                                            // column 0: gate block of position kv_offset
   StridedView<float, 4> block_max;         // the same axes; scaled; -inf where invisible or not
-                                           // listed.
-                                           // With the dense policy: the calibration pass
+                                           // listed. With the dense policy: the calibration pass
 
   // Where it runs.
   Device device;

@@ -13,7 +13,15 @@ std::int64_t number_of_lists(const Problem& problem) {
 
 Status check_lists(const Problem& problem) {
   const BlockLists& lists = problem.lists;
-  if (!lists) return {};
+  if (!lists) {
+    // Lists whose heads were forgotten would else be no lists, without a word.
+    if (lists.indices == nullptr && lists.offsets == nullptr && lists.counts == nullptr &&
+        lists.num_indices == 0 && lists.stride == 0 && lists.q_blocks == 0) {
+      return {};
+    }
+    return invalid_argument("lists.num_heads is 0 where other fields of lists are set; accepted: ",
+                            problem.num_heads_q, " (of q) or ", problem.num_heads_kv, " (of k)");
+  }
   if (lists.num_heads != problem.num_heads_q && lists.num_heads != problem.num_heads_kv) {
     return invalid_argument("lists.num_heads is ", lists.num_heads,
                             "; accepted: ", problem.num_heads_q, " (of q) or ",

@@ -149,6 +149,8 @@ TEST(BlockListsRefused, NameTheArgumentAndWhatCame) {
   };
   EXPECT_EQ(with([](AttentionParams&) {}), "");
   expect(with([](AttentionParams& p) { p.lists.num_heads = 3; }), "lists.num_heads is 3");
+  expect(with([](AttentionParams& p) { p.lists.num_heads = 0; }), "lists.num_heads is 0");
+  expect(with([](AttentionParams& p) { p.lists.num_heads = -1; }), "lists.num_heads is -1");
   expect(with([](AttentionParams& p) { p.lists.q_blocks += 1; }), "lists.q_blocks is");
   expect(with([](AttentionParams& p) { p.lists.offsets = nullptr; }), "neither offsets nor counts");
   expect(with([&](AttentionParams& p) { p.lists.counts = data.list_counts.data(); }),

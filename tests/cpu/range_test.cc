@@ -25,19 +25,6 @@ class CpuRange : public ::testing::TestWithParam<cpu::Isa> {
   ScopedIsa isa_{cpu::isa_name(GetParam())};
 };
 
-// Scores that a single product makes: q is `query` and k `keys[t]` in column 0, zeros elsewhere.
-void set_products(AttentionData& data, float query, const std::vector<float>& keys) {
-  const AttentionCase& c = data.c;
-  for (std::int64_t d = 0; d < c.head_dim; ++d) {
-    for (std::int64_t t = 0; t < c.seqlen_q; ++t) {
-      data.set(data.q, c.q_dtype, 0, t, 0, d, d == 0 ? query : 0);
-    }
-    for (std::int64_t t = 0; t < c.seqlen_k; ++t) {
-      data.set(data.k, c.kv_dtype, 0, t, 0, d, d == 0 ? keys[static_cast<std::size_t>(t)] : 0);
-    }
-  }
-}
-
 TEST_P(CpuRange, OneKeyIsAllThereIsAtAnyScore) {
   for (const float product : {0.0f, 1e9f, 3.9e9f, 5e10f, 1e20f, 1e30f, 3e38f}) {
     for (const float scale : {1.0f, 0.125f, 1e-3f, 0x1p-63f, 1e-30f}) {
@@ -47,7 +34,7 @@ TEST_P(CpuRange, OneKeyIsAllThereIsAtAnyScore) {
         c.head_dim = 8;
         c.softmax_scale = scale;
         AttentionData data(c);
-        set_products(data, 1.0f, {sign * product});
+        data.set_products(1.0f, {sign * product});
         ASSERT_EQ(run_case(data, "cpu"), "");
         const float score = sign * product * scale;
         for (std::int64_t d = 0; d < 8; ++d) {
@@ -79,7 +66,7 @@ TEST_P(CpuRange, NeighboursInFp32AreWeighedAgainstEachOther) {
         const float steps = static_cast<float>(random() % 24);
         keys.push_back(sign * std::ldexp(1.0f + steps * 0x1p-23f, exponent / 2));
       }
-      set_products(data, std::ldexp(1.0f, exponent - exponent / 2), keys);
+      data.set_products(std::ldexp(1.0f, exponent - exponent / 2), keys);
       expect_matches_oracle(data);
     }
   }
@@ -100,7 +87,7 @@ TEST_P(CpuRange, WideRows) {
         const int n = order == 0 ? t : order == 1 ? 259 - t : t * 97 % 260;
         keys.push_back(n < 130 ? -std::ldexp(1.5f, 126 - n) : std::ldexp(1.5f, n - 133));
       }
-      set_products(data, 1.0f, keys);
+      data.set_products(1.0f, keys);
       expect_matches_oracle(data);
     }
   }
@@ -138,7 +125,7 @@ TEST_P(CpuRange, SoftcapOfScoresThatOverflow) {
     c.softmax_scale = 10;
     c.softcap = softcap;
     AttentionData data(c);
-    set_products(data, 1.0f, {3e38f, -3e38f, 3e38f, 1.0f});
+    data.set_products(1.0f, {3e38f, -3e38f, 3e38f, 1.0f});
     expect_matches_oracle(data);
   }
 }
@@ -153,7 +140,7 @@ TEST_P(CpuRange, SinksBesideScoresFarOut) {
       c.sinks = true;
       AttentionData data(c);
       data.sinks = {sink};
-      set_products(data, 1.0f, std::vector<float>(5, product));
+      data.set_products(1.0f, std::vector<float>(5, product));
       expect_matches_oracle(data);
     }
   }

@@ -118,11 +118,7 @@ TEST_P(BlockListsOnCard, EntriesOutOfRangeArePassedOver) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Backend, BlockListsOnCard, ::testing::Values("cuda-sm90"),
-                         [](const auto& backend) {
-                           std::string name = backend.param;
-                           std::replace(name.begin(), name.end(), '-', '_');
-                           return name;
-                         });
+                         backend_test_name);
 
 }  // namespace
 }  // namespace bsfa::gpu_test

@@ -190,15 +190,7 @@ TEST_P(Contract, RefusesByName) {
   has(refusal(window, [](AttentionParams&) {}), "block_max");
 }
 
-std::string name_of(const testing::TestParamInfo<std::string>& parameter) {
-  std::string name = parameter.param;
-  for (char& c : name) {
-    if (c == '-') c = '_';
-  }
-  return name;
-}
-
-INSTANTIATE_TEST_SUITE_P(Gpu, Contract, testing::ValuesIn(cuda_backends()), name_of);
+INSTANTIATE_TEST_SUITE_P(Gpu, Contract, testing::ValuesIn(cuda_backends()), backend_test_name);
 
 }  // namespace
 }  // namespace bsfa::gpu_test

@@ -21,6 +21,15 @@ namespace bsfa::gpu_test {
 // Every CUDA backend of this build, present card or not.
 std::vector<std::string> cuda_backends();
 
+// Its name as that of a test.
+inline std::string backend_test_name(const testing::TestParamInfo<std::string>& backend) {
+  std::string name = backend.param;
+  for (char& c : name) {
+    if (c == '-') c = '_';
+  }
+  return name;
+}
+
 // Device memory; what it holds at first is 0xff bytes: NaN, -1, and no valid decision.
 class DeviceBuffer {
  public:

@@ -28,19 +28,6 @@ AttentionCase small_case(std::int64_t head_dim, DType dtype = DType::kBFloat16) 
   return c;
 }
 
-// q is `query` and k `keys[t]` in column 0, zeros elsewhere.
-void set_products(AttentionData& data, float query, const std::vector<float>& keys) {
-  const AttentionCase& c = data.c;
-  for (std::int64_t d = 0; d < c.head_dim; ++d) {
-    for (std::int64_t t = 0; t < c.seqlen_q; ++t) {
-      data.set(data.q, c.q_dtype, 0, t, 0, d, d == 0 ? query : 0);
-    }
-    for (std::int64_t t = 0; t < c.seqlen_k; ++t) {
-      data.set(data.k, c.kv_dtype, 0, t, 0, d, d == 0 ? keys[static_cast<std::size_t>(t)] : 0);
-    }
-  }
-}
-
 // Scores of every sign and magnitude in one row, in every order; with sinks and a threshold that
 // keeps all, too.
 TEST_P(CardRange, WideRows) {
@@ -61,7 +48,7 @@ TEST_P(CardRange, WideRows) {
             const int n = order == 0 ? t : order == 1 ? 259 - t : t * 97 % 260;
             keys.push_back(n < 130 ? -std::ldexp(1.5f, 126 - n) : std::ldexp(1.5f, n - 133));
           }
-          set_products(data, 1.0f, keys);
+          data.set_products(1.0f, keys);
           if (variant == 2) std::fill(data.thresholds.begin(), data.thresholds.end(), -INFINITY);
           SCOPED_TRACE(describe(c));
           expect_matches_oracle(data, GetParam());
@@ -133,11 +120,7 @@ TEST_P(CardRange, RowsOfNobodyAreWritten) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Backend, CardRange, ::testing::ValuesIn(cuda_backends()),
-                         [](const auto& backend) {
-                           std::string name = backend.param;
-                           std::replace(name.begin(), name.end(), '-', '_');
-                           return name;
-                         });
+                         backend_test_name);
 
 }  // namespace
 }  // namespace bsfa::gpu_test

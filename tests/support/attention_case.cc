@@ -323,6 +323,17 @@ void AttentionData::calibrate() {
   }
 }
 
+void AttentionData::set_products(float query, const std::vector<float>& keys) {
+  for (std::int64_t d = 0; d < c.head_dim; ++d) {
+    for (std::int64_t t = 0; t < c.seqlen_q; ++t) {
+      set(q, c.q_dtype, 0, t, 0, d, d == 0 ? query : 0);
+    }
+    for (std::int64_t t = 0; t < c.seqlen_k; ++t) {
+      set(k, c.kv_dtype, 0, t, 0, d, d == 0 ? keys[static_cast<std::size_t>(t)] : 0);
+    }
+  }
+}
+
 float AttentionData::get(const Buffer& buffer, DType dtype, std::int64_t b, std::int64_t t,
                          std::int64_t h, std::int64_t d) const {
   const auto& stride = buffer.strides();

@@ -102,6 +102,10 @@ class AttentionData {
   void set(Buffer& buffer, DType dtype, std::int64_t b, std::int64_t t, std::int64_t h,
            std::int64_t d, float value);
 
+  // Head 0 of sequence 0: q is `query` and k `keys[t]` in column 0, zeros elsewhere, so that a
+  // score is one product.
+  void set_products(float query, const std::vector<float>& keys);
+
   AttentionCase c;
   Buffer q, k, v, out, lse;
   std::vector<std::int32_t> cu_seqlens_q, cu_seqlens_k;

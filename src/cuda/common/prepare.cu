@@ -93,7 +93,7 @@ __global__ void fill_kernel(const __grid_constant__ PrepareParams params) {
   }
 }
 
-constexpr int kTailBlocks = 64;  // enough to write a tail of any length at the speed of memory
+constexpr int kTailBlocks = 64;  // tails are short: most of these find nothing to do
 
 // Rows after the last sequence of a packed call. One warp for each (row, head) at a time.
 __global__ void clear_tail_kernel(const __grid_constant__ PrepareParams params) {

@@ -39,11 +39,6 @@ __device__ __forceinline__ void mask_after(float* s, const int (&high)[2]) {
   }
 }
 
-__device__ __forceinline__ void mask_scores(float* s, const VisibleColumns& seen) {
-  mask_after(s, seen.high);
-  mask_before(s, seen.low);
-}
-
 // The largest score of each of the two rows; NaN if any is NaN.
 __device__ __forceinline__ void row_maxima(const float* s, float (&maximum)[2]) {
 #pragma unroll

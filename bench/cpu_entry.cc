@@ -6,6 +6,7 @@
 
 #include "kernel/contestants.hpp"
 #include "kernel/peak.hpp"
+#include "source_tree.hpp"
 #ifdef BSFA_BENCH_GGML
 #include "cpu_ggml.hpp"
 #endif
@@ -32,6 +33,14 @@ BSFA_ENTRY void* bsfa_bench_create(std::int64_t heads_q, std::int64_t heads_kv,
   last_error = error.what();
   return nullptr;
 }
+
+// What this was built from (source_tree.hpp): the commit, and whether files of it had been changed.
+BSFA_ENTRY const char* bsfa_bench_commit() {
+  static const std::string commit = bsfa::source_tree().commit;
+  return commit.c_str();
+}
+
+BSFA_ENTRY int bsfa_bench_changed() { return bsfa::source_tree().changed ? 1 : 0; }
 
 BSFA_ENTRY const char* bsfa_bench_error() { return last_error.c_str(); }
 

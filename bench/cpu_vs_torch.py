@@ -12,6 +12,7 @@ outside the timing.
 
 import argparse
 import ctypes
+import datetime
 import json
 import pathlib
 import platform
@@ -22,6 +23,8 @@ import time
 import numpy as np
 import torch
 import torch.nn.functional as F
+
+from source_tree import add_dirty, record
 
 DTYPES = {"f32": (torch.float32, 0), "f16": (torch.float16, 1), "bf16": (torch.bfloat16, 2)}
 
@@ -43,6 +46,8 @@ def load(path):
         ("check", d, [p, ctypes.POINTER(ctypes.c_float), i]),
         ("peak", d, [i]),
         ("kernel", ctypes.c_char_p, [p]),
+        ("commit", ctypes.c_char_p, []),
+        ("changed", i, []),
     ]:
         function = getattr(lib, "bsfa_bench_" + name)
         function.restype, function.argtypes = result, arguments
@@ -82,6 +87,7 @@ def main():
     )
     parser.add_argument("--only", help="comma-separated names; default all contestants")
     parser.add_argument("--json", type=pathlib.Path, help="appends one line")
+    add_dirty(parser)
     args = parser.parse_args()
     if args.clock == "cpu" and args.threads != 1:
         parser.error("--clock cpu measures one thread; --threads is " + str(args.threads))
@@ -97,6 +103,8 @@ def main():
 
     torch.set_num_threads(args.threads)
     lib = load(args.library.resolve())
+    built = (lib.bsfa_bench_commit().decode(), bool(lib.bsfa_bench_changed()))
+    source = record(__file__, args.dirty, library=built) if args.json else {}
     handle = lib.bsfa_bench_create(heads, kv_heads, dim, args.tokens, args.threads)
     if not handle:
         sys.exit("bsfa: " + lib.bsfa_bench_error().decode())
@@ -135,6 +143,8 @@ def main():
     times = {c["name"]: statistics.median(c["seconds"]) for c in contestants}
     result = {
         "benchmark": "cpu_vs_torch",
+        **source,
+        "date": datetime.date.today().isoformat(),
         "shape": args.shape,
         "tokens": args.tokens,
         "threads": args.threads,

@@ -120,7 +120,9 @@ void kernel(const KernelOptions& options) {
     }
   }
   if (options.json) {
-    print_json({{"rounds", options.rounds}, {"shapes", json}});
+    nlohmann::json report = {{"rounds", options.rounds}, {"shapes", json}};
+    add_commit(report);
+    print_json(report);
     return;
   }
   std::printf(

@@ -9,6 +9,7 @@
 
 #include "build_info.hpp"
 #include "command.hpp"
+#include "source_tree.hpp"
 
 namespace bsfa::cli {
 namespace {
@@ -41,6 +42,7 @@ void info(bool json) {
                             {"processor", kProcessor},
                             {"llama_cpp", kHasEngine}}},
                           {"threads", threads}};
+    add_commit(result);
     nlohmann::json& listed = result["backends"] = nlohmann::json::array();
     for (const BackendInfo& backend : backends()) {
       listed.push_back({{"name", backend.name},
@@ -53,7 +55,11 @@ void info(bool json) {
     print_json(result);
     return;
   }
-  std::cout << "bsfa " << version() << "\n\nBackends\n";
+  std::cout << "bsfa " << version();
+  if (const SourceTree tree = source_tree(); !tree.commit.empty()) {
+    std::cout << ", commit " << tree.commit.substr(0, 12) << (tree.changed ? " with changes" : "");
+  }
+  std::cout << "\n\nBackends\n";
   for (const BackendInfo& backend : backends()) {
     std::string name = backend.name;
     name.resize(std::max<std::size_t>(name.size(), 12), ' ');

@@ -176,6 +176,7 @@ void run(const RunOptions& options) {
                            {"compute", options.exact ? "exact" : "bf16"},
                            {"runs", options.contest.runs},
                            {"lengths", nlohmann::json::array()}};
+  add_commit(report);
   if (!options.json) {
     std::cout << printable(model.description()) << ", " << options.model.threads
               << " threads, budget " << budget << ", attention in "

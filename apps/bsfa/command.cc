@@ -15,6 +15,8 @@
 #include <sstream>
 #include <utility>
 
+#include "source_tree.hpp"
+
 namespace bsfa::cli {
 
 void add_json_flag(CLI::App& verb, bool& json) {
@@ -25,6 +27,12 @@ void print_json(const nlohmann::json& value) {
   // Model output may hold half a character; it is replaced, not refused. Nothing but ASCII is
   // written: JSON leaves some characters alone that a terminal acts upon.
   std::cout << value.dump(2, ' ', true, nlohmann::json::error_handler_t::replace) << "\n";
+}
+
+void add_commit(nlohmann::json& report) {
+  const SourceTree tree = source_tree();
+  report["commit"] = tree.commit;
+  if (tree.changed) report["dirty"] = true;
 }
 
 void check_output() {

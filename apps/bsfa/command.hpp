@@ -24,6 +24,10 @@ void add_json_flag(CLI::App& verb, bool& json);
 
 void print_json(const nlohmann::json& value);
 
+// A measurement that is printed as JSON says what it was measured with: `report` gets "commit" (empty:
+// not built from a clone) and, if the source had changes, "dirty".
+void add_commit(nlohmann::json& report);
+
 // What is on its way to stdout, written. Throws Error (kIo) if it cannot be, now or before: a
 // result that nobody got is a failure.
 void check_output();

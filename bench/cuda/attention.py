@@ -12,12 +12,11 @@ block kept its output with the dense form's.
 import argparse
 import datetime
 import json
-import subprocess
 import time
 
 import torch
-from bsfa_bench import (check_kept, cudnn, interleaved, make_call, make_select, median,
-                        random_data, structured_data, tflops)
+from bsfa_bench import (add_dirty, check_kept, cudnn, driver, interleaved, make_call, make_select,
+                        median, random_data, source, structured_data, tflops)
 
 HEADS_Q, HEADS_KV = 32, 8
 BUDGETS = [32, 64, 96, 128, 192, 256, 384, 512, 768, 1024]
@@ -123,12 +122,11 @@ def main():
     parser.add_argument("--cases", default="128:bfloat16:random:8192,16384,32768,65536,131072;"
                         "128:float16:random:8192,32768;64:bfloat16:random:8192,16384,32768;"
                         "128:bfloat16:structured:8192,32768")
+    add_dirty(parser)
     args = parser.parse_args()
-    driver = subprocess.run(
-        ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
-        capture_output=True, text=True, check=True).stdout.split()[0]
+    made_from = source(__file__, args.dirty)
     report = {
-        "card": torch.cuda.get_device_name(), "driver": driver, "torch": torch.__version__,
+        **made_from, "card": torch.cuda.get_device_name(), "driver": driver(), "torch": torch.__version__,
         "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(),
         "date": datetime.date.today().isoformat(), "samples": args.samples,
         "protocol": "contenders in rotating order in one process; a sample is the larger of one "

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "bsfa/attention.hpp"
+#include "source_tree.hpp"
 
 // Block lists against the own dense form on one card: causal, batch 1, 32 query and 8 key/value
 // heads, head_dim 128, bf16. A list for each query head and query block, ascending, of a share of
@@ -25,10 +26,10 @@
 // Then the contenders run in rotating order, each the larger of one call and 12 ms a sample; median
 // and spread ((max - min) / median) of 7. `share` is the part of 1/density that is reached.
 //
-//   block_lists [--out results.json] [TOKENS...]       (default 8192 32768 65536 131072)
+//   block_lists [--out results.json [--dirty]] [TOKENS...]       (default 8192 32768 65536 131072)
 //
-// A results file names the commit and the date; it is not written from a tree with changes. Run it
-// from the source tree that the program and its library were built from.
+// A results file names the date and the commit of the build; with --dirty, which marks it, the build
+// may have been one of a tree with changes.
 
 namespace {
 
@@ -341,6 +342,7 @@ class Bench {
 
 int main(int argc, char** argv) {
   std::string out;
+  bool allow_changes = false;
   std::vector<std::int64_t> lengths;
   for (int i = 1; i < argc; ++i) {
     const std::string argument = argv[i];
@@ -348,25 +350,31 @@ int main(int argc, char** argv) {
       out = argv[++i];
       continue;
     }
+    if (argument == "--dirty") {
+      allow_changes = true;
+      continue;
+    }
     char* end = nullptr;
     const long long tokens = std::strtoll(argv[i], &end, 10);
     if (*end != '\0' || tokens < 256 || tokens % 128 != 0) {
       std::fprintf(
           stderr,
-          "error: '%s' is not accepted; usage: block_lists [--out FILE] [TOKENS...], tokens "
-          "a multiple of 128 from 256\n",
+          "error: '%s' is not accepted; usage: block_lists [--out FILE [--dirty]] [TOKENS...], "
+          "tokens a multiple of 128 from 256\n",
           argv[i]);
       return 2;
     }
     lengths.push_back(tokens);
   }
   if (lengths.empty()) lengths = {8192, 32768, 65536, 131072};
-  const std::string commit = output_of("git rev-parse HEAD");
-  if (!out.empty() && (commit.empty() || !output_of("git status --porcelain -uno").empty())) {
-    std::fprintf(stderr,
-                 "error: --out wants a source tree without changes as the current folder: the "
-                 "file names its commit\n");
-    return 1;
+  const SourceTree tree = source_tree();
+  if (!out.empty()) {
+    try {
+      commit_for_results(tree, allow_changes);
+    } catch (const std::exception& error) {
+      std::fprintf(stderr, "error: --out: %s\n", error.what());
+      return 1;
+    }
   }
   cudaDeviceProp card{};
   check(cudaGetDeviceProperties(&card, 0), "device");
@@ -374,7 +382,7 @@ int main(int argc, char** argv) {
   check(cudaDriverGetVersion(&driver), "driver");
   Bench(2048).check_results();
   nlohmann::json result{{"benchmark", "block_lists"},
-                        {"commit", commit},
+                        {"commit", tree.commit},
                         {"date", output_of("date -u +%Y-%m-%d")},
                         {"card", card.name},
                         {"driver", output_of("nvidia-smi --query-gpu=driver_version "
@@ -384,6 +392,7 @@ int main(int argc, char** argv) {
                          "rotating order, the larger of one call and 12 ms a sample, "
                          "median of 7; causal, 32/8 heads, head_dim 128, bf16"},
                         {"lengths", nlohmann::json::array()}};
+  if (tree.changed) result["dirty"] = true;
   for (const std::int64_t tokens : lengths) result["lengths"].push_back(Bench(tokens).measure());
   if (out.empty()) return 0;
   std::FILE* file = std::fopen(out.c_str(), "w");

@@ -1,14 +1,35 @@
 """The library through its Python package on torch tensors, the data, and the way to time."""
 
 import math
+import pathlib
 import statistics
+import subprocess
+import sys
 
 import torch
 
 import bsfa
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+from source_tree import add_dirty, record  # noqa: E402
+
+__all__ = ["add_dirty", "check_kept", "cudnn", "driver", "flash2", "interleaved", "make_call",
+           "make_select", "median", "random_data", "source", "structured_data", "tflops",
+           "use_backend"]
+
 _workspace = None
 _backend = ""
+
+
+def source(script, dirty):
+    """What a results file says of its source; ends the program if it may not be written."""
+    return record(script, dirty, package=bsfa._core.source_tree())
+
+
+def driver():
+    """The version of the card's driver."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
 
 
 def use_backend(name):

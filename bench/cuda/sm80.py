@@ -8,6 +8,7 @@ timed, results are compared with FlashAttention-2's, and counts of kept blocks w
 """
 
 import argparse
+import datetime
 import json
 import math
 import statistics
@@ -91,7 +92,9 @@ def main():
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("case", nargs="+", help="K tokens,head_dim,bf16|fp16")
     parser.add_argument("--out", help="results as JSON")
+    bench.add_dirty(parser)
     arguments = parser.parse_args()
+    made_from = bench.source(__file__, arguments.dirty) if arguments.out else None
     bench.use_backend("cuda-sm80")
     results = []
     for case in arguments.case:
@@ -102,7 +105,10 @@ def main():
     if arguments.out:
         with open(arguments.out, "w", encoding="utf-8") as file:
             json.dump({
+                **made_from,
+                "date": datetime.date.today().isoformat(),
                 "device": torch.cuda.get_device_name(),
+                "driver": bench.driver(),
                 "torch": torch.__version__,
                 "cuda": torch.version.cuda,
                 "protocol": "samples of the larger of one call and 12 ms, 7 rounds in rotating order",

@@ -17,6 +17,7 @@
 
 #include "bsfa/attention.hpp"
 #include "bsfa/bsfa_c.h"
+#include "source_tree.hpp"
 
 #ifdef BSFA_BENCH_CUDA
 #include <cuda_runtime_api.h>
@@ -153,9 +154,15 @@ void measure_all(std::int64_t batch, std::int64_t seqlen_q, std::int64_t seqlen_
 }  // namespace
 
 int main(int argc, char** argv) {
+  if (argc == 2 && std::string(argv[1]) == "source") {
+    const bsfa::SourceTree tree = bsfa::source_tree();
+    std::printf("{\"commit\": \"%s\", \"changed\": %s}\n", tree.commit.c_str(),
+                tree.changed ? "true" : "false");
+    return 0;
+  }
   const std::string device = argc == 5 ? argv[1] : "";
   if (device != "cpu" && device != "cuda") {
-    std::fprintf(stderr, "usage: host_time cpu|cuda BATCH SEQLEN_Q SEQLEN_K\n");
+    std::fprintf(stderr, "usage: host_time cpu|cuda BATCH SEQLEN_Q SEQLEN_K, or host_time source\n");
     return 2;
   }
 #ifndef BSFA_BENCH_CUDA

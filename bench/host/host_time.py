@@ -3,7 +3,7 @@
     python3 bench/host/host_time.py --device cuda --program build/cuda/bench/host/host_time \
         --out bench/results/host_time_h200.json
 
-The package has to be installed with a library of the same commit. A sample is 50 calls without
+The package and the program have to be of the tree's commit. A sample is 50 calls without
 waiting for the device, after it has become idle; 200 samples, contenders in rotating order; the
 figure is the median, with the least beside it. 8 query and 2 key/value heads of 128, bf16, causal,
 dense unless named otherwise. On a GPU 1 and 64 sequences of 128 tokens: what grows with the batch
@@ -27,12 +27,16 @@ import bsfa
 
 CALLS, SAMPLES = 50, 200
 HEADS, HEADS_KV, DIM = 8, 2, 128
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+from source_tree import add_dirty, record  # noqa: E402
 
 
-def git(*arguments):
-    command = ["git", "-C", str(ROOT), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+def built_from(program):
+    """(commit, whether its files had changed) of host_time."""
+    output = subprocess.run([program, "source"], stdout=subprocess.PIPE, text=True, check=True).stdout
+    state = json.loads(output)
+    return state["commit"], state["changed"]
 
 
 def wait(device):
@@ -123,15 +127,14 @@ def main():
     parser.add_argument("--device", choices=["cpu", "cuda"], required=True)
     parser.add_argument("--program", required=True, help="host_time, built from host_time.cc")
     parser.add_argument("--out", required=True)
+    add_dirty(parser)
     options = parser.parse_args()
-    changes = git("status", "--porcelain", "--untracked-files=no")
-    if changes:
-        sys.exit(f"host_time.py: the tree has changes that no commit names:\n{changes}")
-
+    source = record(__file__, options.dirty, package=bsfa._core.source_tree(),
+                    program=built_from(options.program))
     device = torch.device(options.device)
     torch.set_num_threads(1)
     result = {
-        "commit": git("rev-parse", "HEAD"),
+        **source,
         "start": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "card": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         "torch": torch.__version__,

@@ -1,12 +1,19 @@
 """What the benchmarks of a model share."""
 
+import pathlib
 import subprocess
+import sys
 import time
 
 import torch
 import transformers
 
 import bsfa
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+from source_tree import add_dirty, record
+
+__all__ = ["LLAMA_8B", "add_dirty", "setting", "source", "synchronize"]
 
 LLAMA_8B = {
     "hidden_size": 4096,
@@ -24,9 +31,15 @@ def synchronize(device):
         torch.cuda.synchronize(device)
 
 
-def setting(device):
-    """What a results file says of where and when it was made."""
+def source(script, dirty):
+    """What a results file says of its source; ends the program if it may not be written."""
+    return record(script, dirty, package=bsfa._core.source_tree())
+
+
+def setting(device, source):
+    """What a results file says of where, when and with which `source` it was made."""
     found = {
+        **source,
         "start": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "card": "cpu",
         "torch": torch.__version__,

@@ -26,7 +26,7 @@ import time
 
 import torch
 import transformers
-from common import LLAMA_8B, setting, synchronize
+from common import LLAMA_8B, add_dirty, setting, source, synchronize
 
 import bsfa
 
@@ -194,11 +194,13 @@ def main():
     parser.add_argument("--seconds", type=float, default=60, help="of each kind of cache")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dtype", default="bfloat16")
+    add_dirty(parser)
     options = parser.parse_args()
+    made_from = source(__file__, options.dirty)
     model = make_model(options.shape, options.device, getattr(torch, options.dtype))
     result = {
         "shape": options.shape,
-        **setting(model.device),
+        **setting(model.device, made_from),
         "dtype": options.dtype,
         "prompt_tokens": options.prompt,
         "steps": options.steps,

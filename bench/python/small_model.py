@@ -21,7 +21,7 @@ import time
 
 import torch
 import torch.nn.functional as F
-from common import setting, synchronize
+from common import add_dirty, setting, source, synchronize
 
 import bsfa
 from bsfa.calibration import read_samples
@@ -173,13 +173,15 @@ def main():
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--only", default="dense,calibration,budgets")
+    add_dirty(parser)
     options = parser.parse_args()
+    made_from = source(__file__, options.dirty)
     only = options.only.split(",")
     model, tokenizer = load_model(options)
     texts = windows(tokenizer, options.test_on, options.tokens, options.texts)
     result = {
         "model": options.model.split("/")[-1],
-        **setting(model.device),
+        **setting(model.device, made_from),
         "dtype": options.dtype,
         "tokens": options.tokens,
         "texts": len(texts),

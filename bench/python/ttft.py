@@ -23,7 +23,7 @@ import time
 import torch
 import torch.nn.functional as F
 import transformers
-from common import LLAMA_8B, setting, synchronize
+from common import LLAMA_8B, add_dirty, setting, source, synchronize
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface
 
@@ -251,7 +251,7 @@ def summarise(lines):
 
 
 @torch.inference_mode()
-def measure(options):
+def measure(options, made_from):
     """Stage by stage, until all is there or the time is over."""
     start = time.monotonic()
     stages = [tuple(map(int, stage.split(":"))) for stage in options.stages.split(",")]
@@ -275,7 +275,7 @@ def measure(options):
         model = make_model(options.device, options.layers)
         report(
             {
-                **setting(model.device),
+                **setting(model.device, made_from),
                 "layers": options.layers,
                 "made_model_seconds": time.monotonic() - start,
             }
@@ -313,9 +313,10 @@ def main():
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--device", default="cuda", help="cpu only rehearses, on a tiny model")
     parser.add_argument("--summary", action="store_true", help="only print the table of the file")
+    add_dirty(parser)
     options = parser.parse_args()
     if not options.summary:
-        measure(options)
+        measure(options, source(__file__, options.dirty))
     summarise(read(options.out))
 
 

@@ -2,6 +2,7 @@
 #include <cstring>
 
 #include "binding.hpp"
+#include "source_tree.hpp"
 
 namespace bsfa::python {
 namespace {
@@ -46,6 +47,14 @@ NB_MODULE(_core, module) {
   }
   nb::register_exception_translator(translate);
   module.def("version", &bsfa::version, "Of the library, such as 0.1.0.");
+  module.def(
+      "source_tree",
+      [] {
+        const bsfa::SourceTree tree = bsfa::source_tree();
+        return std::make_tuple(tree.commit, tree.changed);
+      },
+      "What this package was built from: the commit (\"\": no clone of the repository), and whether "
+      "files of it had been changed.");
 
   nb::class_<bsfa::BackendInfo>(module, "BackendInfo", "One backend of this build.")
       .def_ro("name", &bsfa::BackendInfo::name, "Accepted by `backend`.")

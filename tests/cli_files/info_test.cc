@@ -4,6 +4,7 @@
 
 #include "bsfa/backends.hpp"
 #include "run_program.hpp"
+#include "source_tree.hpp"
 
 namespace bsfa::test {
 namespace {
@@ -22,6 +23,8 @@ TEST(CliInfo, NamesEveryBackend) {
     EXPECT_NE(text.out.find(backends()[n].name), std::string::npos);
   }
   EXPECT_TRUE(parsed["instruction_sets"].is_object());
+  EXPECT_EQ(parsed["commit"], source_tree().commit);
+  EXPECT_EQ(parsed.contains("dirty"), source_tree().changed);
   EXPECT_FALSE(parsed["build"]["compiler"].get<std::string>().empty());
 }
 

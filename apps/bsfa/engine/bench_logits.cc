@@ -104,6 +104,7 @@ void logits(const LogitsOptions& options) {
   nlohmann::json report = {{"model", model.path()},
                            {"tokens", options.tokens},
                            {"differences_from_stock", nlohmann::json::array()}};
+  add_commit(report);
   for (std::size_t w = 1; w < ways.size(); ++w) {
     const Difference& difference = ways[w].difference;
     const auto& gaps = difference.gaps_where_tokens_differ;

@@ -83,6 +83,7 @@ void needle(const NeedleOptions& options) {
   nlohmann::json report = {{"model", model.path()},    {"prompt_tokens", options.prompt_tokens},
                            {"depths", options.depths}, {"dense_right", tallies[0].right},
                            {"cases", cases},           {"budgets", nlohmann::json::array()}};
+  add_commit(report);
   for (std::size_t c = 1; c < tallies.size(); ++c) {
     const char* verdict = tallies[0].right < needed                         ? "inconclusive"
                           : tallies[c].right_with_dense == tallies[0].right ? "same as dense"

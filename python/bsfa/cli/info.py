@@ -10,6 +10,7 @@ from typing import Any
 
 from bsfa import _core
 from bsfa.cli.common import add_json, print_json
+from bsfa.provenance import built_from
 
 
 def add(verbs: Any) -> None:
@@ -35,6 +36,7 @@ def info(options: argparse.Namespace) -> None:
         print_json(
             {
                 "version": _core.version(),
+                "commit": built_from(),
                 "backends": [
                     {
                         "name": backend.name,

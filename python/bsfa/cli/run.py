@@ -21,6 +21,7 @@ from bsfa.cli.common import (
     read_text,
 )
 from bsfa.errors import InvalidArgumentError
+from bsfa.provenance import built_from
 
 NEEDLE_QUESTION = "What is the pass key? The pass key is"
 COMPARE = ("stock", "dense", "sliding_window", "sparge")
@@ -270,6 +271,7 @@ def run(options: argparse.Namespace) -> None:
     )
     report = {
         "model": options.model,
+        "commit": built_from(),
         "prompt_tokens": ids.shape[1],
         "budget": budget,
         "predicted_density": predicted_density(budget, ids.shape[1], table.block),

@@ -14,6 +14,7 @@ import torch
 
 from bsfa.eval import results
 from bsfa.hf.api import model_shape, text_config
+from bsfa.provenance import built_from
 
 __all__ = ["context_of", "describe_device", "describe_model", "make_header", "versions"]
 
@@ -74,6 +75,7 @@ def versions() -> dict[str, str]:
         from bsfa import __version__
 
         found["bsfa"] = __version__
+    found["commit"] = built_from()
     return found
 
 

@@ -20,6 +20,7 @@ from lm_eval.models.huggingface import HFLM
 import bsfa
 from bsfa.cli.common import load_model
 from bsfa.errors import FileError, InvalidArgumentError
+from bsfa.provenance import built_from
 
 __all__ = ["BsfaLM", "run_command"]
 
@@ -64,6 +65,7 @@ class BsfaLM(HFLM):
             stats = bsfa.stats(self.model)
             info.update(
                 bsfa_version=bsfa.__version__,
+                bsfa_commit=built_from(),
                 bsfa_mode=stats.mode,
                 bsfa_budget=stats.budget,
                 bsfa_last_density=stats.density if stats.layers else None,

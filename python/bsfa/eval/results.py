@@ -96,7 +96,8 @@ class Header:
     """ISO 8601 date."""
     model: Model
     versions: dict[str, str]
-    """Of bsfa, torch, transformers, python, lm_eval ("" where it is not installed)."""
+    """Of bsfa, torch, transformers, python, lm_eval ("" where it is not installed); "commit" is
+    what bsfa was built from (`bsfa.provenance`)."""
     device: Device
     dtype: str
     threads: int

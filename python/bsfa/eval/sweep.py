@@ -190,6 +190,7 @@ def _open(out: str, header: results.Header) -> results.Results:
         _same(out, name, getattr(old, name), getattr(kept, name))
     for name in ("bsfa", "torch", "transformers"):
         _same(out, f"{name} version", old.versions.get(name), kept.versions.get(name))
+    _same(out, "bsfa commit", old.versions.get("commit", ""), kept.versions.get("commit", ""))
     if old.thresholds is not None:
         _same(out, "thresholds", old.thresholds, kept.thresholds)
     settings = dict(header.settings)

@@ -36,6 +36,14 @@ enum class PolicyKind : int {
   kDense = 0,
   kThreshold = 1,  // the method: a block is kept iff !(block_max < threshold) or on the diagonal
   kSlidingWindow = 2,  // the paper's baseline: the diagonal and the blocks nearest before it
+  kMass = 3,           // a block is kept iff it may hold enough of its rows' mass; no calibration
+  kSkipSoftmax = 4,    // baseline: compared with the largest scores so far, in a fixed order
+};
+
+// In which order kSkipSoftmax looks at blocks.
+enum class SkipOrder : int {
+  kAscending = 0,  // from block 0
+  kOutwards = 1,   // the diagonal, block 0, those before the diagonal from the nearest on, the rest
 };
 
 // The thresholds of one layer at one budget, on the device of the call.
@@ -53,11 +61,35 @@ struct Policy {
   PolicyKind kind = PolicyKind::kDense;
   ThresholdView thresholds;        // kThreshold
   std::int64_t window_blocks = 0;  // kSlidingWindow: blocks kept before the always-kept ones, >= 0
+  float mass_c = 0.1f;             // kMass: the level is min(0.002, c / visible blocks); finite, > 0
+  float skip_lambda = 0;           // kSkipSoftmax: above 0, at most 1
+  SkipOrder skip_order = SkipOrder::kAscending;
 
   static Policy dense() { return {}; }
-  static Policy threshold(const ThresholdView& table) { return {PolicyKind::kThreshold, table, 0}; }
+  static Policy threshold(const ThresholdView& table) {
+    Policy policy;
+    policy.kind = PolicyKind::kThreshold;
+    policy.thresholds = table;
+    return policy;
+  }
   static Policy sliding_window(std::int64_t blocks) {
-    return {PolicyKind::kSlidingWindow, {}, blocks};
+    Policy policy;
+    policy.kind = PolicyKind::kSlidingWindow;
+    policy.window_blocks = blocks;
+    return policy;
+  }
+  static Policy mass(float c = 0.1f) {
+    Policy policy;
+    policy.kind = PolicyKind::kMass;
+    policy.mass_c = c;
+    return policy;
+  }
+  static Policy skip_softmax(float lambda, SkipOrder order = SkipOrder::kAscending) {
+    Policy policy;
+    policy.kind = PolicyKind::kSkipSoftmax;
+    policy.skip_lambda = lambda;
+    policy.skip_order = order;
+    return policy;
   }
 };
 

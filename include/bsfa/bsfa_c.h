@@ -54,7 +54,17 @@ typedef int32_t bsfa_compute_type;
 enum { BSFA_COMPUTE_NATIVE = 0, BSFA_COMPUTE_FLOAT32 = 1, BSFA_COMPUTE_BFLOAT16 = 2 };
 
 typedef int32_t bsfa_policy;
-enum { BSFA_DENSE = 0, BSFA_THRESHOLD = 1, BSFA_SLIDING_WINDOW = 2 };
+enum {
+  BSFA_DENSE = 0,
+  BSFA_THRESHOLD = 1,
+  BSFA_SLIDING_WINDOW = 2,
+  BSFA_MASS = 3,
+  BSFA_SKIP_SOFTMAX = 4
+};
+
+/* In which order BSFA_SKIP_SOFTMAX looks at blocks; see SkipOrder in attention.hpp. */
+typedef int32_t bsfa_skip_order;
+enum { BSFA_SKIP_ASCENDING = 0, BSFA_SKIP_OUTWARDS = 1 };
 
 /* Strided views; strides count elements. The last axis of a tensor has stride 1. */
 typedef struct bsfa_tensor {
@@ -192,6 +202,10 @@ typedef struct bsfa_attention_params {
   size_t workspace_bytes;
 
   bsfa_block_lists lists;
+
+  float mass_c;               /* BSFA_MASS; 0: 0.1 */
+  float skip_lambda;          /* BSFA_SKIP_SOFTMAX: above 0, at most 1 */
+  bsfa_skip_order skip_order; /* BSFA_SKIP_SOFTMAX */
 } bsfa_attention_params;
 
 typedef struct bsfa_attention_plan {

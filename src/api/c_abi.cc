@@ -27,7 +27,11 @@ static_assert(same(ComputeType::kNative, BSFA_COMPUTE_NATIVE) &&
               same(ComputeType::kBFloat16, BSFA_COMPUTE_BFLOAT16));
 static_assert(same(PolicyKind::kDense, BSFA_DENSE) &&
               same(PolicyKind::kThreshold, BSFA_THRESHOLD) &&
-              same(PolicyKind::kSlidingWindow, BSFA_SLIDING_WINDOW));
+              same(PolicyKind::kSlidingWindow, BSFA_SLIDING_WINDOW) &&
+              same(PolicyKind::kMass, BSFA_MASS) &&
+              same(PolicyKind::kSkipSoftmax, BSFA_SKIP_SOFTMAX));
+static_assert(same(SkipOrder::kAscending, BSFA_SKIP_ASCENDING) &&
+              same(SkipOrder::kOutwards, BSFA_SKIP_OUTWARDS));
 static_assert(std::is_same_v<Executor::Body, bsfa_task>);
 
 constexpr std::size_t kParamsV1 = BSFA_FIRST_VERSION(bsfa_attention_params, workspace_bytes);
@@ -72,6 +76,9 @@ AttentionParams attention_params(const bsfa_attention_params& from, const Caller
                               table.num_q_blocks, table.stride_head,
                               table.stride_batch, {table.q_block, table.kv_block}};
   params.policy.window_blocks = from.window_blocks;
+  if (from.mass_c != 0) params.policy.mass_c = from.mass_c;
+  params.policy.skip_lambda = from.skip_lambda;
+  params.policy.skip_order = static_cast<SkipOrder>(from.skip_order);
   const bsfa_block_lists& lists = from.lists;
   params.lists = {lists.indices, lists.num_indices, lists.offsets, lists.counts,
                   lists.stride,  lists.num_heads,   lists.q_blocks};

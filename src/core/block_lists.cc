@@ -52,12 +52,21 @@ Status check_lists(const Problem& problem) {
   } else if (lists.stride != 0) {
     return invalid_argument("lists.stride is ", lists.stride, "; it belongs to lists.counts");
   }
-  if (problem.policy.kind == PolicyKind::kSlidingWindow) {
-    return invalid_argument(
-        "lists were given with the sliding_window policy; accepted with them: "
-        "dense (0), threshold (1)");
+  const char* refused = nullptr;
+  switch (problem.policy.kind) {
+    case PolicyKind::kDense:
+    case PolicyKind::kThreshold:
+    case PolicyKind::kMass:
+      return {};
+    case PolicyKind::kSlidingWindow:
+      refused = "sliding_window";
+      break;
+    case PolicyKind::kSkipSoftmax:
+      refused = "skip_softmax";
+      break;
   }
-  return {};
+  return invalid_argument("lists were given with the ", refused,
+                          " policy; accepted with them: dense (0), threshold (1), mass (3)");
 }
 
 Status check_list_entries(const Problem& problem) {

@@ -64,4 +64,36 @@ BSFA_HOST_DEVICE constexpr BlockRange sliding_window_range(std::int64_t i,
   return {diagonal.begin - window_blocks, diagonal.end};
 }
 
+// The first key/value block of a sequence: what many heads rest on.
+inline constexpr std::int64_t kSinkBlock = 0;
+
+// The blocks that the mass policy always keeps, and that give each row its reference: the diagonal,
+// so many before it, and the sink.
+inline constexpr std::int64_t kMassLocalBlocks = 2;
+
+BSFA_HOST_DEVICE constexpr bool in_mass_reference(std::int64_t i, std::int64_t j,
+                                                  BlockShape block) {
+  return j == kSinkBlock || sliding_window_range(i, kMassLocalBlocks, block).contains(j);
+}
+
+// The level of the mass policy for a query block that sees so many blocks.
+inline constexpr float kMostMassLevel = 0.002f;
+
+BSFA_HOST_DEVICE constexpr float mass_level(float c, std::int64_t visible_blocks) {
+  const float level = c / static_cast<float>(visible_blocks);
+  return level < kMostMassLevel ? level : kMostMassLevel;
+}
+
+// `mass`: the sum over the rows present, `rows` of them, of exp(largest score of the block -
+// reference). Written so that a NaN keeps its block.
+BSFA_HOST_DEVICE constexpr bool keep_mass(float mass, float level, std::int64_t rows) {
+  return !(mass < level * static_cast<float>(rows));
+}
+
+// Skip-softmax keeps what every policy keeps, and the sink.
+BSFA_HOST_DEVICE constexpr bool skip_softmax_always_keeps(std::int64_t i, std::int64_t j,
+                                                          BlockShape block) {
+  return j == kSinkBlock || always_kept(i, j, block);
+}
+
 }  // namespace bsfa

@@ -46,6 +46,15 @@ constexpr bool known(ComputeType compute_type) {
   return false;
 }
 
+constexpr bool known(SkipOrder order) {
+  switch (order) {
+    case SkipOrder::kAscending:
+    case SkipOrder::kOutwards:
+      return true;
+  }
+  return false;
+}
+
 constexpr bool known(DeviceType device) {
   switch (device) {
     case DeviceType::kCpu:
@@ -118,6 +127,18 @@ Status check_table(const ThresholdView& table, BlockShape block, std::int64_t nu
   return {};
 }
 
+Status check_skip_softmax(const Policy& policy) {
+  if (!(policy.skip_lambda > 0 && policy.skip_lambda <= 1)) {
+    return invalid_argument("policy.skip_lambda is ", policy.skip_lambda,
+                            "; accepted: above 0, at most 1");
+  }
+  if (!known(policy.skip_order)) {
+    return invalid_argument("policy.skip_order is ", static_cast<int>(policy.skip_order),
+                            "; accepted: ascending (0), outwards (1)");
+  }
+  return {};
+}
+
 Status check_policy(const AttentionParams& params, std::int64_t num_heads_q) {
   const BlockShape block = params.block;
   if ((block.q != 64 && block.q != 128) || (block.kv != 64 && block.kv != 128)) {
@@ -131,9 +152,16 @@ Status check_policy(const AttentionParams& params, std::int64_t num_heads_q) {
       return check_range("policy.window_blocks", params.policy.window_blocks, 0, kMaxTokens);
     case PolicyKind::kThreshold:
       return check_table(params.policy.thresholds, block, num_heads_q);
+    case PolicyKind::kMass:
+      if (std::isfinite(params.policy.mass_c) && params.policy.mass_c > 0) return {};
+      return invalid_argument("policy.mass_c is ", params.policy.mass_c,
+                              "; accepted: a finite number above 0");
+    case PolicyKind::kSkipSoftmax:
+      return check_skip_softmax(params.policy);
   }
-  return invalid_argument("policy.kind is ", static_cast<int>(params.policy.kind),
-                          "; accepted: dense (0), threshold (1), sliding_window (2)");
+  return invalid_argument(
+      "policy.kind is ", static_cast<int>(params.policy.kind),
+      "; accepted: dense (0), threshold (1), sliding_window (2), mass (3), skip_softmax (4)");
 }
 
 Status check_cumulative(const char* name, const std::int32_t* offsets, std::int64_t count,

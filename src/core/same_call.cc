@@ -82,6 +82,8 @@ bool all_of_call(const AttentionParams& a, const AttentionParams& b, F&& f) {
   const auto statistic = [&](const char* const(&names)[2], const auto& x, const auto& y) {
     return f(names[0], x.shape, y.shape) && f(names[1], x.stride, y.stride);
   };
+  [[maybe_unused]] const auto& [kind, thresholds, window_blocks, mass_c, skip_lambda, skip_order] =
+      a.policy;  // likewise
   const ThresholdView& table_a = a.policy.thresholds;
   const ThresholdView& table_b = b.policy.thresholds;
   return operand({"q.shape", "q.stride", "q.dtype"}, a.q, b.q) &&
@@ -98,6 +100,9 @@ bool all_of_call(const AttentionParams& a, const AttentionParams& b, F&& f) {
          f("policy.thresholds.stride_batch", table_a.stride_batch, table_b.stride_batch) &&
          f("policy.thresholds.block", table_a.block, table_b.block) &&
          f("policy.window_blocks", a.policy.window_blocks, b.policy.window_blocks) &&
+         f("policy.mass_c", a.policy.mass_c, b.policy.mass_c) &&
+         f("policy.skip_lambda", a.policy.skip_lambda, b.policy.skip_lambda) &&
+         f("policy.skip_order", a.policy.skip_order, b.policy.skip_order) &&
          f("lists.num_indices", a.lists.num_indices, b.lists.num_indices) &&
          f("lists.stride", a.lists.stride, b.lists.stride) &&
          f("lists.num_heads", a.lists.num_heads, b.lists.num_heads) &&

@@ -3,11 +3,13 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <cmath>
 #include <cstring>
 #include <limits>
 #include <type_traits>
 
 #include "core/block_lists.hpp"
+#include "core/block_order.hpp"
 #include "core/gate.hpp"
 #include "core/geometry.hpp"
 #include "core/tiles.hpp"
@@ -66,6 +68,15 @@ struct BlockWork {
   int count = 0;
 };
 
+// What a policy knows of a task's rows.
+struct RowGate {
+  int rows = 0;
+  float* reference = nullptr;  // mass: the score that the sums are relative to; skip_softmax: the
+                               // largest so far
+  float* factor = nullptr;     // mass: one over the sum of the weights of the reference's blocks
+  bool complete = false;       // mass: whether both are filled
+};
+
 // The sums of a task's rows, and how far they have come.
 struct Sums {
   SoftmaxState state;
@@ -90,6 +101,7 @@ class Call {
                    *problem.softmax_scale > kMostLateScale;
     score_scale_ = scale_early_ ? 1.0f : *problem.softmax_scale;
     scale_log2_ = score_scale_ * kLog2E;
+    skip_level_ = static_cast<float>(std::log(double{problem.policy.skip_lambda}));
   }
 
   void run() {
@@ -120,6 +132,8 @@ class Call {
     switch (problem_.policy.kind) {
       case PolicyKind::kDense:
       case PolicyKind::kThreshold:
+      case PolicyKind::kMass:
+      case PolicyKind::kSkipSoftmax:
         break;
       case PolicyKind::kSlidingWindow:
         if (!problem_.block_max) window_blocks = problem_.policy.window_blocks;
@@ -279,8 +293,10 @@ class Call {
            Sums* sums, void* spare_v) const;
   void carry(Sums* sums) const;
   SoftmaxState finished(Sums* sums) const;
-  bool keeps(std::int64_t sequence, std::int64_t head, std::int64_t i, std::int64_t j,
-             float block_max) const;
+  RowGate row_gate(char* scratch, int rows) const;
+  void complete_reference(const Sums& sums, RowGate* gate) const;
+  bool keeps_mass(const BlockWork& block, float level, const RowGate& gate) const;
+  bool keeps_skip_softmax(const BlockWork& block, RowGate* gate) const;
 
   const Problem& problem_;
   const SequenceLayout& sequences_;
@@ -295,6 +311,7 @@ class Call {
   bool scale_early_ = false;  // scores are stored with softmax_scale and softcap applied
   float score_scale_ = 1;     // what a stored score is multiplied by
   float scale_log2_ = 1;
+  float skip_level_ = 0;  // what a row may lie below its largest score so far
 };
 
 bool Call::meet(const Sequence& s, BlockRange rows, std::int64_t panel, int* bounds,
@@ -420,21 +437,60 @@ void Call::add(const PanelWork& work, const Sequence& s, std::int64_t kv_head, s
   }
 }
 
-bool Call::keeps(std::int64_t sequence, std::int64_t head, std::int64_t i, std::int64_t j,
-                 float block_max) const {
-  switch (problem_.policy.kind) {
-    case PolicyKind::kDense:
-      return true;
-    case PolicyKind::kSlidingWindow:
-      return sliding_window_range(i, problem_.policy.window_blocks, block_).contains(j);
-    case PolicyKind::kThreshold: {
-      const ThresholdView& table = problem_.policy.thresholds;
-      const float threshold = table.data[sequence * table.stride_batch + head * table.stride_head +
-                                         threshold_index(i, table.num_q_blocks)];
-      return keep_block(block_max, threshold, always_kept(i, j, block_));
+RowGate Call::row_gate(char* scratch, int rows) const {
+  float* const arrays = at<float>(scratch, layout_.gate);
+  const RowGate gate{rows, arrays, arrays + kMaxRows};
+  std::fill_n(gate.reference, kMaxRows, -kInfinity);
+  std::fill_n(gate.factor, kMaxRows, 0.0f);
+  return gate;
+}
+
+// The sums so far are those of the blocks that the mass policy always keeps. exp(score - their
+// log-sum-exp) is exp(score - reference) / sum: no logarithm is taken. The factor of a row that has
+// seen nothing of them is infinite, which keeps whatever it sees.
+void Call::complete_reference(const Sums& sums, RowGate* gate) const {
+  const SoftmaxState& state = sums.state;
+  for (int row = 0; row < gate->rows; ++row) {
+    const auto lanes = [&](const float* sum) {
+      double total = 0;
+      for (int lane = 0; lane < kMaxLanes; ++lane) total += double{sum[row * kMaxLanes + lane]};
+      return total;
+    };
+    double sum = lanes(state.sum);
+    if (sums.carried) {
+      const float rise = state.total_reference[row] - state.subtract[row];
+      sum += lanes(state.total_sum) * std::exp2(double{rise} * double{scale_log2_});
     }
+    gate->reference[row] = state.subtract[row];
+    gate->factor[row] = static_cast<float>(1 / sum);
   }
-  return true;  // not reached: other policies are refused by plan
+  gate->complete = true;
+}
+
+bool Call::keeps_mass(const BlockWork& block, float level, const RowGate& gate) const {
+  if (block.count == 0) return false;
+  const float* const row_max = block.panels[0].row_max;
+  const float* const other_max = block.panels[block.count - 1].row_max;
+  const float mass =
+      kernels_.mass(gate.rows, row_max, other_max, scale_log2_, gate.reference, gate.factor);
+  return keep_mass(mass, level, gate.rows);
+}
+
+// Also raises the rows' largest scores: those of a block that is left out are all below them.
+bool Call::keeps_skip_softmax(const BlockWork& block, RowGate* gate) const {
+  bool keep = false;
+  for (int row = 0; row < gate->rows; ++row) {
+    float largest = -kInfinity;
+    for (int i = 0; i < block.count; ++i) {
+      largest = std::max(largest, block.panels[i].row_max[row]);
+    }
+    if (largest == -kInfinity) continue;  // sees nothing of the block
+    float& running = gate->reference[row];
+    const float rise = (largest - running) * score_scale_;
+    keep = keep || !(rise < skip_level_);
+    running = std::max(running, largest);
+  }
+  return keep;
 }
 
 void Call::attend(std::int64_t task, int worker) {
@@ -454,6 +510,7 @@ void Call::attend(std::int64_t task, int worker) {
   void* const spare_v = scratch + layout_.spare_v;
   const SoftmaxState state = softmax_state(scratch);
   Sums sums{state, count};
+  RowGate gate = row_gate(scratch, count);
 
   const TensorView& tensor = problem_.q;
   const std::int64_t first_row = s.q_begin + rows.begin;
@@ -467,7 +524,9 @@ void Call::attend(std::int64_t task, int worker) {
   if (problem_.kept_mask || problem_.block_max) clear_block_row(n, head, block_row);
   std::int64_t kept_blocks = 0;
   const int per_block = static_cast<int>(block_.kv / kPanelKeys);
-  const BlockRange blocks = blocks_to_score(s, unit.q_block);
+  const std::int64_t i = unit.q_block;
+  const BlockRange blocks = blocks_to_score(s, i);
+  const std::int64_t visible = visible_blocks(sequences_, s, i).size();
   const auto stored = [&](std::int64_t panel) { return packed.first + panel - packed.begin; };
 
   // The values of a kept block are added one block later, while they come into the cache: they are
@@ -476,20 +535,38 @@ void Call::attend(std::int64_t task, int worker) {
   BlockWork* pending = nullptr;
   const auto add_pending = [&] {
     if (pending == nullptr) return;
-    for (int i = 0; i < pending->count; ++i) {
-      add(pending->panels[i], s, kv_head, stored(pending->panels[i].panel), &sums, spare_v);
+    for (int part = 0; part < pending->count; ++part) {
+      const PanelWork& work = pending->panels[part];
+      add(work, s, kv_head, stored(work.panel), &sums, spare_v);
     }
     pending = nullptr;
   };
-  const BlockList list = problem_.lists
-                             ? block_list(problem_.lists, problem_.num_heads_q, n, head, block_row)
-                             : BlockList{nullptr, blocks.size()};
-  for (std::int64_t step = 0; step < list.count; ++step) {
-    std::int64_t j = blocks.begin + step;
-    if (list.blocks != nullptr) {
-      j = first_kv_block() + list.blocks[step];
-      if (!blocks.contains(j)) continue;
+  const auto keeps = [&](std::int64_t j, float block_max, const BlockWork& block) {
+    switch (problem_.policy.kind) {
+      case PolicyKind::kDense:
+        return true;
+      case PolicyKind::kSlidingWindow:
+        return sliding_window_range(i, problem_.policy.window_blocks, block_).contains(j);
+      case PolicyKind::kThreshold: {
+        const ThresholdView& table = problem_.policy.thresholds;
+        const float threshold = table.data[n * table.stride_batch + head * table.stride_head +
+                                           threshold_index(i, table.num_q_blocks)];
+        return keep_block(block_max, threshold, always_kept(i, j, block_));
+      }
+      case PolicyKind::kMass: {
+        if (in_mass_reference(i, j, block_)) return true;
+        if (!gate.complete) complete_reference(sums, &gate);
+        const float level = mass_level(problem_.policy.mass_c, visible);
+        return std::isnan(block_max) || keeps_mass(block, level, gate);
+      }
+      case PolicyKind::kSkipSoftmax: {
+        const bool close = keeps_skip_softmax(block, &gate);
+        return close || std::isnan(block_max) || skip_softmax_always_keeps(i, j, block_);
+      }
     }
+    return true;  // not reached: other policies are refused by plan
+  };
+  const auto visit = [&](std::int64_t j) {
     const int slot = pending == &works[0] ? 1 : 0;
     BlockWork& block = works[slot];
     block.count = 0;
@@ -524,10 +601,36 @@ void Call::attend(std::int64_t task, int worker) {
         statistic.has_nan ? std::numeric_limits<float>::quiet_NaN() : statistic.max * score_scale_;
     const std::int64_t column = j - first_kv_block();
     if (problem_.block_max) *cell(problem_.block_max, n, head, block_row, column) = block_max;
-    if (!keeps(n, head, unit.q_block, j, block_max)) continue;
+    if (!keeps(j, block_max, block)) return;
     ++kept_blocks;
     if (problem_.kept_mask) *cell(problem_.kept_mask, n, head, block_row, column) = 1;
     pending = &block;
+  };
+
+  const BlockOrder order = block_order(problem_.policy, i, blocks, block_);
+  int run = 0;
+  for (; run < order.reference_runs; ++run) {
+    for (std::int64_t step = 0; step < order.runs[run].count; ++step) {
+      const std::int64_t j = order.runs[run].at(step);
+      if (is_listed(problem_.lists, problem_.num_heads_q, n, head, block_row,
+                    j - first_kv_block())) {
+        visit(j);
+      }
+    }
+  }
+  if (problem_.lists) {
+    const BlockList list = block_list(problem_.lists, problem_.num_heads_q, n, head, block_row);
+    for (std::int64_t step = 0; step < list.count; ++step) {
+      const std::int64_t j = first_kv_block() + list.blocks[step];
+      const bool visited = order.reference_runs > 0 && in_mass_reference(i, j, block_);
+      if (blocks.contains(j) && !visited) visit(j);
+    }
+  } else {
+    for (; run < BlockOrder::kRuns; ++run) {
+      for (std::int64_t step = 0; step < order.runs[run].count; ++step) {
+        visit(order.runs[run].at(step));
+      }
+    }
   }
   add_pending();
 
@@ -538,7 +641,7 @@ void Call::attend(std::int64_t task, int worker) {
         .fetch_add(value, std::memory_order_relaxed);
   };
   count_blocks(problem_.kept_blocks, kept_blocks);
-  count_blocks(problem_.visible_blocks, visible_blocks(sequences_, s, unit.q_block).size());
+  count_blocks(problem_.visible_blocks, visible);
 
   const OutputView& out = problem_.out;
   const StridedView<float, 3>& lse = problem_.lse;

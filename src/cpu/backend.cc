@@ -28,10 +28,12 @@ Status check_policy(PolicyKind kind) {
     case PolicyKind::kDense:
     case PolicyKind::kThreshold:
     case PolicyKind::kSlidingWindow:
+    case PolicyKind::kMass:
+    case PolicyKind::kSkipSoftmax:
       return {};
   }
   return unsupported("policy.kind is ", static_cast<int>(kind),
-                     "; backend cpu takes dense, threshold, sliding_window");
+                     "; backend cpu takes dense, threshold, sliding_window, mass, skip_softmax");
 }
 
 Status choose(const Problem& problem, Choice* choice) {

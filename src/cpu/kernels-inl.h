@@ -293,6 +293,23 @@ struct Kernels {
     return {Simd::reduce_max(block_max), Simd::any_nan(nan)};
   }
 
+  static float mass(int rows, const float* row_max, const float* other_max, float scale_log2,
+                    const float* reference, const float* factor) {
+    const F scale = Simd::set1(scale_log2);
+    const F most = Simd::set1(127.0f);  // enough to keep any block
+    const F minus_infinity = Simd::set1(kMinusInfinity);
+    const F zero = Simd::set1(0.0f);
+    F total = zero;
+    for (int r = 0; r < rows; r += kWidth) {
+      const F largest = Simd::max(Simd::load(row_max + r), Simd::load(other_max + r));
+      const F exponent = Simd::mul(Simd::sub(largest, Simd::load(reference + r)), scale);
+      const F bounded = Simd::select_less(exponent, most, exponent, most);
+      const F term = Simd::mul(exp2(bounded), Simd::load(factor + r));
+      total = Simd::add(total, Simd::select_less(minus_infinity, largest, term, zero));
+    }
+    return Simd::reduce_add(total);
+  }
+
   // A reference is raised only by so much that weights halve at least: each raise rounds what was
   // summed before, and of many small ones the errors would add up.
   static void softmax_step(int row_begin, int row_end, const float* row_max, float scale_log2,
@@ -481,6 +498,6 @@ struct Kernels {
 
   static constexpr KernelSet set(const char* name) {
     return {name, 2 / kElements, pack_q,     pack_k, pack_v, scores,
-            mask, softmax_step,  add_values, carry,  finish};
+            mask, mass,          softmax_step, add_values, carry, finish};
   }
 };

@@ -79,6 +79,12 @@ struct KernelSet {
   // softcap > 0, become softcap * tanh(score * scale / softcap). Renews row_max.
   BlockStatistic (*mask)(int row_begin, int row_end, const int* lo, const int* hi, float scale,
                          float softcap, float* scores, float* row_max);
+  // The sum over the rows of exp2((m - reference) * scale_log2) * factor, m being the larger of
+  // row_max and other_max (of all kMaxRows rows). Rows are added in an order that depends on nothing
+  // else. A row whose m is -inf adds 0; another whose factor is not finite makes the sum infinite or
+  // NaN.
+  float (*mass)(int rows, const float* row_max, const float* other_max, float scale_log2,
+                const float* reference, const float* factor);
   // Raises state.reference where row_max stands above it by more than a factor of 2 in the weights,
   // and fills state.rescale.
   void (*softmax_step)(int row_begin, int row_end, const float* row_max, float scale_log2,

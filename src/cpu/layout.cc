@@ -57,6 +57,7 @@ WorkspaceLayout workspace_layout(const Problem& problem, const KernelSet& kernel
   const std::int64_t group = 3 + kMaxLanes + layout.padded_dim_v;  // columns of SoftmaxState
   const std::int64_t total = 1 + kMaxLanes + layout.padded_dim_v;
   layout.state = scratch.take(static_cast<std::size_t>(kMaxRows * (group + total)) * 4);
+  layout.gate = scratch.take(std::size_t{2} * kMaxRows * 4);
   layout.spare_v = scratch.take(layout.v_panel_bytes);
   layout.scratch_bytes = scratch.end();
   layout.scratch = offsets.take(layout.scratch_bytes * static_cast<std::size_t>(layout.workers));

@@ -57,6 +57,7 @@ struct WorkspaceLayout {
   std::size_t row_max = 0;  // float [kScoreTiles][kMaxRows]
   std::size_t visible = 0;  // int [kScoreTiles][lo, hi][kMaxRows]
   std::size_t state = 0;    // SoftmaxState's arrays
+  std::size_t gate = 0;     // float [2][kMaxRows]: what a policy knows of each row
   std::size_t spare_v = 0;  // a v panel
 };
 

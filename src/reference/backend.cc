@@ -80,10 +80,12 @@ Status check_policy(PolicyKind kind) {
     case PolicyKind::kDense:
     case PolicyKind::kThreshold:
     case PolicyKind::kSlidingWindow:
+    case PolicyKind::kMass:
+    case PolicyKind::kSkipSoftmax:
       return {};
   }
   return unsupported("policy.kind is ", static_cast<int>(kind),
-                     "; backend reference takes dense, threshold, sliding_window");
+                     "; backend reference takes dense, threshold, sliding_window, mass, skip_softmax");
 }
 
 class ReferenceCall final : public PlannedCall {

@@ -6,6 +6,7 @@
 
 #include "core/block_lists.hpp"
 #include "core/numeric.hpp"
+#include "reference/row_policies.hpp"
 
 namespace bsfa {
 namespace {
@@ -46,8 +47,70 @@ bool policy_keeps(const Problem& problem, std::int64_t sequence, std::int64_t he
       // The comparison of core/gate.hpp, before block_max is rounded to fp32.
       return always_kept(i, j, block) || !(block_max < *threshold);
     }
+    case PolicyKind::kMass:
+    case PolicyKind::kSkipSoftmax:
+      break;  // not reached: row_decisions
   }
   return true;  // not reached: other policies are refused by plan
+}
+
+bool looks_at_rows(PolicyKind kind) {
+  return kind == PolicyKind::kMass || kind == PolicyKind::kSkipSoftmax;
+}
+
+// Scores [rows, seqlen_k] of which those that a row does not see are -inf, block by block.
+// `magnitude` [rows, kv_blocks]: the largest sum of absolute products.
+RowScores row_scores(const Problem& problem, std::int64_t rows, std::int64_t seqlen_k,
+                     std::int64_t kv_blocks, const std::vector<double>& scores,
+                     const std::vector<double>& magnitude) {
+  const std::int64_t side = problem.sequences.block.kv;
+  const auto cells = static_cast<std::size_t>(rows * kv_blocks);
+  RowScores result;
+  result.rows = rows;
+  result.kv_blocks = kv_blocks;
+  result.max.assign(cells, -kInfinity);
+  result.lse.assign(cells, -kInfinity);
+  result.error.assign(cells, 0.0);
+  result.has_nan.assign(static_cast<std::size_t>(kv_blocks), 0);
+  for (std::int64_t r = 0; r < rows; ++r) {
+    for (std::int64_t column = 0; column < kv_blocks; ++column) {
+      const std::size_t cell = result.at(r, column);
+      const double* first = scores.data() + r * seqlen_k + column * side;
+      const std::int64_t count = std::min(side, seqlen_k - column * side);
+      bool has_nan = false;
+      for (std::int64_t c = 0; c < count; ++c) {
+        has_nan = has_nan || std::isnan(first[c]);
+        result.max[cell] = std::max(result.max[cell], first[c]);  // a NaN is not larger
+      }
+      double sum = 0;
+      for (std::int64_t c = 0; c < count; ++c) sum += std::exp(first[c] - result.max[cell]);
+      if (result.max[cell] != -kInfinity) result.lse[cell] = result.max[cell] + std::log(sum);
+      if (has_nan) {
+        result.lse[cell] = std::numeric_limits<double>::quiet_NaN();
+        result.has_nan[static_cast<std::size_t>(column)] = 1;
+      }
+      result.error[cell] = static_cast<double>(problem.head_dim) * 0x1p-24 *
+                               *problem.softmax_scale * magnitude[cell] +
+                           0x1p-20 * problem.softcap;
+    }
+  }
+  return result;
+}
+
+std::vector<RowDecision> row_decisions(const Problem& problem, std::int64_t sequence,
+                                       std::int64_t head, std::int64_t i, std::int64_t row,
+                                       BlockRange visible, const RowScores& scores) {
+  const BlockShape block = problem.sequences.block;
+  const std::int64_t first_kv = problem.sequences.kv_offset / block.kv;
+  if (problem.policy.kind == PolicyKind::kSkipSoftmax) {
+    return skip_softmax_decisions(problem.policy, block, i, visible, first_kv, scores);
+  }
+  std::vector<std::uint8_t> listed;
+  for (std::int64_t column = 0; column < scores.kv_blocks; ++column) {
+    listed.push_back(
+        is_listed(problem.lists, problem.num_heads_q, sequence, head, row, column) ? 1 : 0);
+  }
+  return mass_decisions(problem.policy, block, i, visible, first_kv, listed, scores);
 }
 
 }  // namespace
@@ -81,6 +144,8 @@ OracleHead oracle_head(const Problem& problem, std::int64_t sequence, std::int64
   result.block_max.assign(cells, -kInfinity);
   result.band.assign(cells, 0.0);
   result.kept.assign(cells, 0);
+  result.decided.assign(cells, 0);
+  result.undecided.assign(cells, 0);
 
   std::vector<double> scores;  // of one query block, [rows, seqlen_k]
   for (std::int64_t i = q_blocks.begin; i < q_blocks.end; ++i) {
@@ -89,6 +154,7 @@ OracleHead oracle_head(const Problem& problem, std::int64_t sequence, std::int64
         static_cast<std::size_t>((i - q_blocks.begin) * result.kv_blocks);
     scores.assign(static_cast<std::size_t>(rows.size() * s.seqlen_k), -kInfinity);
     std::vector<double> magnitude(static_cast<std::size_t>(result.kv_blocks), 0.0);
+    std::vector<double> row_magnitude(static_cast<std::size_t>(rows.size() * result.kv_blocks));
 
     for (std::int64_t r = rows.begin; r < rows.end; ++r) {
       const BlockRange keys = visible_keys(layout, s, r);
@@ -107,15 +173,31 @@ OracleHead oracle_head(const Problem& problem, std::int64_t sequence, std::int64
         double& maximum = result.block_max[row_of_blocks + j];
         if (larger_or_nan(score, maximum)) maximum = score;
         magnitude[j] = std::max(magnitude[j], absolute);
+        double& of_row = row_magnitude[(r - rows.begin) * result.kv_blocks + j];
+        of_row = std::max(of_row, absolute);
       }
     }
 
     const BlockRange visible = visible_blocks(layout, s, i);
     result.visible_blocks += visible.size();
+    std::vector<RowDecision> decisions;
+    if (looks_at_rows(problem.policy.kind)) {
+      decisions = row_decisions(problem, sequence, head, i, i - q_blocks.begin, visible,
+                                row_scores(problem, rows.size(), s.seqlen_k, result.kv_blocks,
+                                           scores, row_magnitude));
+    }
     for (std::int64_t j = visible.begin; j < visible.end; ++j) {
       const std::size_t cell = row_of_blocks + static_cast<std::size_t>(j - first_kv);
       double threshold = 0;
-      bool keep = policy_keeps(problem, sequence, head, i, j, result.block_max[cell], &threshold);
+      bool keep = false;
+      if (looks_at_rows(problem.policy.kind)) {
+        const RowDecision& decision = decisions[static_cast<std::size_t>(j - visible.begin)];
+        keep = decision.keep;
+        result.decided[cell] = decision.keep ? 1 : 0;
+        result.undecided[cell] = decision.undecided ? 1 : 0;
+      } else {
+        keep = policy_keeps(problem, sequence, head, i, j, result.block_max[cell], &threshold);
+      }
       if (!is_listed(problem.lists, problem.num_heads_q, sequence, head, i - q_blocks.begin,
                      j - first_kv)) {
         keep = false;

@@ -22,13 +22,16 @@ struct OracleHead {
   std::vector<double> block_max;   // [q_blocks, kv_blocks]; -inf where invisible
   std::vector<double> band;        // likewise: how far from the threshold a backend may differ
   std::vector<std::uint8_t> kept;  // likewise: 1 iff visible and kept
+  // Policies that look at rows (mass, skip_softmax), likewise: what the policy decides, whatever
+  // was forced, and where a backend's rounding may decide otherwise.
+  std::vector<std::uint8_t> decided, undecided;
   std::int64_t visible_blocks = 0;
   std::int64_t kept_blocks = 0;
 };
 
 // `precision`: q, k and v are rounded to it first, as the backend under test sees them.
 // `forced_kept`: the decisions to compute the output with, [q_blocks, kv_blocks], in place of the
-// policy's; block_max and band are computed all the same.
+// policy's; the other members are computed all the same.
 OracleHead oracle_head(const Problem& problem, std::int64_t sequence, std::int64_t head,
                        DType precision,
                        const std::optional<std::vector<std::uint8_t>>& forced_kept = {});

@@ -66,6 +66,18 @@ struct Call {
     c.backend = "reference";
   }
 
+  // The scores of these keys are about 5 times `strength` for every row.
+  void lower_keys(std::int64_t begin, std::int64_t end, std::int64_t strength) {
+    for (std::int64_t row = 0; row < kTokens * kHeads; ++row) {
+      q[static_cast<std::size_t>(row * kDim)] = 20;
+    }
+    for (std::int64_t t = begin; t < end; ++t) {
+      for (std::int64_t h = 0; h < kHeadsKv; ++h) {
+        k[static_cast<std::size_t>((t * kHeadsKv + h) * kDim)] = static_cast<float>(strength);
+      }
+    }
+  }
+
   // Everything that a call writes.
   std::string results() const {
     std::string bytes;
@@ -157,6 +169,29 @@ TEST(CAbiAttention, EveryParameterArrives) {
     call.expect_same();
     EXPECT_LT(call.kept[0], call.visible[0]);
   }
+  // 0: the default. At a level of 1e-30 nothing is left out.
+  for (const auto& [c, kept] : {std::pair{0.0f, 13}, std::pair{1e-30f, 15}}) {
+    Call call;
+    call.lower_keys(64, 192, -10);
+    call.c.policy = BSFA_MASS;
+    call.c.mass_c = c;
+    call.cpp.policy = c == 0 ? Policy::mass() : Policy::mass(c);
+    call.expect_same();
+    EXPECT_EQ(call.kept[0], kept);
+  }
+  // From block 0 on each block rises above the one before; from the diagonal backwards none does.
+  for (const auto& [order, kept] : {std::pair{0, 15}, std::pair{1, 11}}) {
+    Call call;
+    for (std::int64_t block = 0; block < 5; ++block) {
+      call.lower_keys(64 * block, std::min(64 * block + 64, kTokens), -20 + 3 * block);
+    }
+    call.c.policy = BSFA_SKIP_SOFTMAX;
+    call.c.skip_lambda = 0.01f;
+    call.c.skip_order = order;
+    call.cpp.policy = Policy::skip_softmax(0.01f, static_cast<SkipOrder>(order));
+    call.expect_same();
+    EXPECT_EQ(call.kept[0], kept);
+  }
   {
     Call call;
     call.c.has_q_offset = 1;
@@ -234,6 +269,15 @@ TEST(CAbiAttention, WhatIsNotServedIsRefusedAsInCpp) {
   offset.c.q_offset = 3;
   EXPECT_EQ(bsfa_attention_forward(&offset.c), BSFA_INVALID_ARGUMENT);
   EXPECT_NE(last_error().find("has_q_offset"), std::string::npos);
+  Call mass;
+  mass.c.policy = BSFA_MASS;
+  mass.c.mass_c = -2;
+  EXPECT_EQ(bsfa_attention_forward(&mass.c), BSFA_INVALID_ARGUMENT);
+  EXPECT_EQ(last_error(), "policy.mass_c is -2; accepted: a finite number above 0");
+  Call skip;
+  skip.c.policy = BSFA_SKIP_SOFTMAX;  // without a lambda
+  EXPECT_EQ(bsfa_attention_forward(&skip.c), BSFA_INVALID_ARGUMENT);
+  EXPECT_EQ(last_error(), "policy.skip_lambda is 0; accepted: above 0, at most 1");
   Call dtype;
   dtype.c.q.dtype = 17;
   EXPECT_EQ(bsfa_attention_forward(&dtype.c), BSFA_INVALID_ARGUMENT);

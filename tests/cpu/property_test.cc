@@ -60,6 +60,13 @@ AttentionCase random_case(std::uint64_t seed) {
     }
   }
   if (one_in(5)) c.kv_offset = 128 * pick(1, 2);
+  if (one_in(3)) {
+    c.policy = one_in(3) ? PolicyKind::kSkipSoftmax : PolicyKind::kMass;
+    c.mass_c = 0.01f * static_cast<float>(pick(1, 30));
+    c.skip_lambda = 0.1f * static_cast<float>(pick(1, 10));
+    c.skip_order = static_cast<SkipOrder>(pick(0, 1));
+    c.spread = static_cast<float>(pick(0, 14));
+  }
   return c;
 }
 

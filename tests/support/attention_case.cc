@@ -89,7 +89,10 @@ std::string describe(const AttentionCase& c) {
   if (c.softcap > 0) s << " softcap=" << c.softcap;
   if (c.sinks) s << " sinks";
   s << " policy=" << static_cast<int>(c.policy) << " density=" << c.density
-    << " window_blocks=" << c.window_blocks << " seed=" << c.seed;
+    << " window_blocks=" << c.window_blocks << " mass_c=" << c.mass_c
+    << " skip_lambda=" << c.skip_lambda << " skip_order=" << static_cast<int>(c.skip_order)
+    << " listed=" << c.listed << " magnitude=" << c.magnitude << " spread=" << c.spread
+    << " seed=" << c.seed;
   return s.str();
 }
 
@@ -169,6 +172,7 @@ AttentionData::AttentionData(const AttentionCase& attention_case)
       }
     }
   }
+  if (c.spread > 0) spread_blocks();
   if (c.sinks) {
     for (std::int64_t h = 0; h < c.num_heads_q; ++h) sinks.push_back(normal(random));
   }
@@ -185,6 +189,26 @@ AttentionData::AttentionData(const AttentionCase& attention_case)
   poison();
   if (c.policy == PolicyKind::kThreshold) calibrate();
   if (c.listed > 0) draw_lists();
+}
+
+// With the default scale: the first element of every row is the root of head_dim.
+void AttentionData::spread_blocks() {
+  std::mt19937_64 random(c.seed + 1);
+  std::uniform_real_distribution<float> lowered(-c.spread, 0);
+  for (std::int64_t b = 0; b < q.shape()[0]; ++b) {
+    for (std::int64_t h = 0; h < c.num_heads_q; ++h) {
+      for (std::int64_t t = 0; t < q.shape()[1]; ++t) {
+        set(q, c.q_dtype, b, t, h, 0, std::sqrt(static_cast<float>(c.head_dim)));
+      }
+    }
+    for (std::int64_t h = 0; h < c.num_heads_kv; ++h) {
+      float strength = 0;
+      for (std::int64_t t = 0; t < k.shape()[1]; ++t) {
+        if (t % 64 == 0) strength = lowered(random);
+        set(k, c.kv_dtype, b, t, h, 0, strength);
+      }
+    }
+  }
 }
 
 void AttentionData::draw_lists() {
@@ -236,6 +260,9 @@ AttentionParams AttentionData::params() {
   p.compute_type = c.compute_type;
   p.policy.kind = c.policy;
   p.policy.window_blocks = c.window_blocks;
+  p.policy.mass_c = c.mass_c;
+  p.policy.skip_lambda = c.skip_lambda;
+  p.policy.skip_order = c.skip_order;
   if (c.policy == PolicyKind::kThreshold) {
     p.policy.thresholds = {thresholds.data(),
                            c.num_heads_q,

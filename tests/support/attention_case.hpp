@@ -43,10 +43,14 @@ struct AttentionCase {
   PolicyKind policy = PolicyKind::kDense;
   double density = 0.5;            // kThreshold: about this share of the other blocks is kept
   std::int64_t window_blocks = 1;  // kSlidingWindow
+  float mass_c = 0.1f;             // kMass
+  float skip_lambda = 0.05f;       // kSkipSoftmax
+  SkipOrder skip_order = SkipOrder::kAscending;
   double listed = 0;               // > 0: lists with about this share of all blocks, in any order
   bool lists_of_kv_heads = false;  // a list for each key/value head
   bool lists_by_counts = false;    // lists at a fixed stride, else at offsets
   float magnitude = 1;             // standard deviation of q
+  float spread = 0;                // > 0: scores of each run of 64 keys are lowered by up to so much
   std::uint64_t seed = 1;
 };
 
@@ -93,6 +97,9 @@ class AttentionData {
 
   // Lists as the case asks for, some of them empty and some of all blocks.
   void draw_lists();
+
+  // Keys as the case's spread asks for.
+  void spread_blocks();
 
   // Thresholds at the quantiles that the case asks for, from the oracle's block maxima.
   void calibrate();

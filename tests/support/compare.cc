@@ -132,6 +132,9 @@ std::string check_blocks(const AttentionData& data, const Problem& problem, std:
                                            threshold_index(i, table.num_q_blocks)];
         expected_kept = always_kept(i, j, block) || !(expected < threshold);
         if (!always_kept(i, j, block) && std::abs(expected - threshold) <= band) continue;
+      } else if (problem.policy.kind != PolicyKind::kDense) {
+        expected_kept = oracle.decided[cell] != 0;
+        if (oracle.undecided[cell] != 0) continue;
       }
       expected_kept =
           expected_kept && is_listed(problem.lists, problem.num_heads_q, n, head, row, column);

@@ -14,7 +14,8 @@ std::string run_case(AttentionData& data, const std::string& backend, Executor* 
 
 // The results of `data` against the fp64 oracle, empty if they agree:
 // - block maxima within the rounding band, counts and mask consistent with each other;
-// - the kept mask exact wherever the maximum is further from the threshold than the band;
+// - the kept mask exact wherever the maximum is further from the threshold than the band, or, of the
+//   policies that look at rows, wherever the oracle says that it is decided;
 // - given that mask, in every tile of 64 rows: |out - ref64| <= factor |plain - ref64| + atol,
 // `plain`
 //   being a plain attention in the precision of the call.

@@ -127,6 +127,38 @@ INSTANTIATE_TEST_SUITE_P(
                 "q_offset is -1; a threshold table has no entry for positions before 0"},
         Refusal{"window_blocks", [](Call& c) { c.params.policy = Policy::sliding_window(-1); },
                 "policy.window_blocks is -1; accepted: 0 to 536870912"},
+        Refusal{"mass_zero", [](Call& c) { c.params.policy = Policy::mass(0); },
+                "policy.mass_c is 0; accepted: a finite number above 0"},
+        Refusal{"mass_negative", [](Call& c) { c.params.policy = Policy::mass(-0.1f); },
+                "policy.mass_c is -0.1; accepted: a finite number above 0"},
+        Refusal{"mass_infinite",
+                [](Call& c) {
+                  c.params.policy = Policy::mass(std::numeric_limits<float>::infinity());
+                },
+                "policy.mass_c is inf; accepted: a finite number above 0"},
+        Refusal{"mass_nan",
+                [](Call& c) {
+                  c.params.policy = Policy::mass(std::numeric_limits<float>::quiet_NaN());
+                },
+                "policy.mass_c is nan; accepted: a finite number above 0"},
+        Refusal{"skip_zero", [](Call& c) { c.params.policy = Policy::skip_softmax(0); },
+                "policy.skip_lambda is 0; accepted: above 0, at most 1"},
+        Refusal{"skip_above_one", [](Call& c) { c.params.policy = Policy::skip_softmax(1.5f); },
+                "policy.skip_lambda is 1.5; accepted: above 0, at most 1"},
+        Refusal{"skip_nan",
+                [](Call& c) {
+                  c.params.policy = Policy::skip_softmax(std::numeric_limits<float>::quiet_NaN());
+                },
+                "policy.skip_lambda is nan; accepted: above 0, at most 1"},
+        Refusal{"skip_order",
+                [](Call& c) {
+                  c.params.policy = Policy::skip_softmax(0.1f, static_cast<SkipOrder>(2));
+                },
+                "policy.skip_order is 2; accepted: ascending (0), outwards (1)"},
+        Refusal{"policy_kind",
+                [](Call& c) { c.params.policy.kind = static_cast<PolicyKind>(9); },
+                "policy.kind is 9; accepted: dense (0), threshold (1), sliding_window (2), mass "
+                "(3), skip_softmax (4)"},
         Refusal{"kv_offset", [](Call& c) { c.params.kv_offset = 32; },
                 "kv_offset is 32; accepted: a multiple of 64 from 0 to 536870912"},
         Refusal{"window", [](Call& c) { c.params.window = 0; },

@@ -29,15 +29,20 @@ static_assert(section_heads(8, 3) == 3);
 static_assert(section_heads(8, 9) == 8);
 static_assert(section_heads(5, 0) == 1);
 
+constexpr const char* kPoliciesTaken = " takes dense, threshold, sliding_window";
+
 Status check_policy(PolicyKind kind, const char* backend) {
   switch (kind) {  // without default: the compiler asks about every policy that is added
     case PolicyKind::kDense:
     case PolicyKind::kThreshold:
     case PolicyKind::kSlidingWindow:
       return {};
+    case PolicyKind::kMass:
+      return unsupported("policy is mass; ", backend, kPoliciesTaken);
+    case PolicyKind::kSkipSoftmax:
+      return unsupported("policy is skip_softmax; ", backend, kPoliciesTaken);
   }
-  return unsupported("policy.kind is ", static_cast<int>(kind), "; ", backend,
-                     " takes dense, threshold, sliding_window");
+  return unsupported("policy.kind is ", static_cast<int>(kind), "; ", backend, kPoliciesTaken);
 }
 
 const char* form_name(Form form) {
@@ -57,6 +62,8 @@ std::int64_t window_blocks(const Policy& policy) {
   switch (policy.kind) {
     case PolicyKind::kDense:
     case PolicyKind::kThreshold:
+    case PolicyKind::kMass:         // not reached: refused by check_features
+    case PolicyKind::kSkipSoftmax:  // likewise
       return -1;
     case PolicyKind::kSlidingWindow:
       return policy.window_blocks;
@@ -125,6 +132,8 @@ Form form_of(const Problem& problem) {
       return Form::kGated;
     case PolicyKind::kDense:
     case PolicyKind::kSlidingWindow:
+    case PolicyKind::kMass:         // not reached: refused by check_features
+    case PolicyKind::kSkipSoftmax:  // likewise
       break;
   }
   return problem.block_max ? Form::kCalibrating : Form::kDense;

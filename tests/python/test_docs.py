@@ -198,3 +198,14 @@ def test_presets_are_those_of_cmake() -> None:
     assert re.findall(r"^\| `([a-z]+)` \|", table, re.MULTILINE) == names
     for page in PAGES:
         assert set(re.findall(r"--preset ([a-z]+)", page.read_text())) <= set(names), page
+
+
+def test_the_site_builds(tmp_path: Path) -> None:
+    """Strict: a page that no menu has, a link or a heading that is not there stops it."""
+    pytest.importorskip("mkdocs", reason="needs mkdocs (extra docs)")
+    command = [sys.executable, "-m", "mkdocs", "build", "--site-dir", tmp_path / "site"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "site/kernels.html").read_text()
+    assert 'href="repository/bench/results/index.html"' in page  # beyond docs/, turned by the hook
+    assert (tmp_path / "site/repository/bench/results/index.html").is_file()

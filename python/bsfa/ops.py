@@ -100,6 +100,9 @@ def _arguments(sequences: dict[str, str], offset: dict[str, str]) -> dict[str, s
         **offset,
         "window": "SymInt?",
         "window_blocks": "SymInt?",
+        "mass_c": "float?",
+        "skip_lambda": "float?",
+        "skip_order": "str",
         "block_q": "SymInt",
         "block_kv": "SymInt",
         "compute_type": "str",
@@ -366,6 +369,9 @@ def _attend(
     window_size: tuple[int, int],
     thresholds: Tensor | None,
     sliding_window_blocks: int | None,
+    mass: float | None,
+    skip_softmax: float | None,
+    skip_order: str,
     block: tuple[int, int],
     compute_type: str,
     backend: str,
@@ -396,6 +402,9 @@ def _attend(
         **{name: _contiguous(value) for name, value in offset.items()},
         "window": window,
         "window_blocks": sliding_window_blocks,
+        "mass_c": mass,
+        "skip_lambda": skip_softmax,
+        "skip_order": skip_order,
         "block_q": block[0],
         "block_kv": block[1],
         "compute_type": compute_type,
@@ -435,6 +444,9 @@ def flash_attn_func(
     return_attn_probs: bool = False,
     thresholds: Tensor | None = None,
     sliding_window_blocks: int | None = None,
+    mass: float | None = None,
+    skip_softmax: float | None = None,
+    skip_order: str = "ascending",
     block: tuple[int, int] = (128, 64),
     q_offset: int | None = None,
     return_lse: bool = False,
@@ -454,6 +466,12 @@ def flash_attn_func(
         thresholds: float32 [num_heads_q, num_q_blocks], or with a batch axis before: the method.
             A block of keys is left out iff its largest score is below its threshold. None: dense.
         sliding_window_blocks: the paper's baseline: the diagonal and this many blocks before it.
+        mass: the policy without calibration, with this c (finite, above 0; 0.1 is the method's): a
+            block is kept if the mean over its rows of exp(largest score - log-sum-exp of the blocks
+            always kept) is at least min(0.002, c / visible blocks). CPU.
+        skip_softmax: a baseline, with this lambda (above 0, at most 1): a block is kept if a score
+            in it is at most ln(1 / lambda) below the largest of its row so far. CPU.
+        skip_order: of skip_softmax: ascending from block 0, or outwards from the diagonal.
         block: the gate grid in tokens (query rows, keys); must be the one of the thresholds.
         q_offset: position of query row 0 in tokens; default seqlen_k - seqlen_q if causal, else 0.
         return_lse: also return float32 [batch, num_heads_q, seqlen_q], natural logarithm.
@@ -491,6 +509,9 @@ def flash_attn_func(
                 causal=causal,
                 q_offset=q_offset,
                 window_blocks=sliding_window_blocks,
+                mass_c=mass,
+                skip_lambda=skip_softmax,
+                skip_order=skip_order,
                 block=block,
                 compute_type=compute_type,
                 backend=backend,
@@ -511,6 +532,9 @@ def flash_attn_func(
         window_size=window_size,
         thresholds=thresholds,
         sliding_window_blocks=sliding_window_blocks,
+        mass=mass,
+        skip_softmax=skip_softmax,
+        skip_order=skip_order,
         block=block,
         compute_type=compute_type,
         backend=backend,
@@ -544,6 +568,9 @@ def flash_attn_varlen_func(
     return_attn_probs: bool = False,
     thresholds: Tensor | None = None,
     sliding_window_blocks: int | None = None,
+    mass: float | None = None,
+    skip_softmax: float | None = None,
+    skip_order: str = "ascending",
     block: tuple[int, int] = (128, 64),
     q_offsets: Tensor | None = None,
     return_lse: bool = False,
@@ -589,6 +616,9 @@ def flash_attn_varlen_func(
         window_size=window_size,
         thresholds=thresholds,
         sliding_window_blocks=sliding_window_blocks,
+        mass=mass,
+        skip_softmax=skip_softmax,
+        skip_order=skip_order,
         block=block,
         compute_type=compute_type,
         backend=backend,

@@ -33,12 +33,35 @@ struct Call {
   nb::handle allocate;  // called with a number of bytes if no workspace was given
 };
 
+SkipOrder skip_order_from(const std::string& name) {
+  if (name == "ascending") return SkipOrder::kAscending;
+  if (name == "outwards") return SkipOrder::kOutwards;
+  refuse("skip_order is " + quote(name) + "; accepted: ascending, outwards");
+}
+
+// At most one argument may name a policy; none: dense.
 void set_policy(Call* call, nb::handle thresholds, std::optional<Pair> thresholds_block,
-                std::optional<std::int64_t> window_blocks) {
-  if (!thresholds.is_none() && window_blocks) {
-    refuse("thresholds and window_blocks were both given; accepted: one of them");
+                std::optional<std::int64_t> window_blocks, std::optional<float> mass_c,
+                std::optional<float> skip_lambda, const std::string& skip_order) {
+  const char* chosen = nullptr;
+  const std::pair<const char*, bool> given[] = {{"thresholds", !thresholds.is_none()},
+                                                {"window_blocks", window_blocks.has_value()},
+                                                {"mass_c", mass_c.has_value()},
+                                                {"skip_lambda", skip_lambda.has_value()}};
+  for (const auto& [name, is_given] : given) {
+    if (!is_given) continue;
+    if (chosen != nullptr) {
+      refuse(std::string(chosen) + " and " + name + " were both given; accepted: one of them");
+    }
+    chosen = name;
+  }
+  const SkipOrder order = skip_order_from(skip_order);
+  if (order != SkipOrder::kAscending && !skip_lambda) {
+    refuse("skip_order is " + quote(skip_order) + " without skip_lambda");
   }
   if (window_blocks) call->params.policy = Policy::sliding_window(*window_blocks);
+  if (mass_c) call->params.policy = Policy::mass(*mass_c);
+  if (skip_lambda) call->params.policy = Policy::skip_softmax(*skip_lambda, order);
   if (thresholds.is_none()) return;
   bool per_sequence = false;
   const auto view = call->borrow.table("thresholds", thresholds, &per_sequence);
@@ -132,7 +155,8 @@ Call make_call(nb::handle q, nb::handle k, nb::handle v, nb::handle out,
                std::optional<std::int64_t> q_offset, std::int64_t kv_offset,
                std::optional<std::int64_t> window, float softcap, nb::handle sinks,
                nb::handle thresholds, std::optional<Pair> thresholds_block,
-               std::optional<std::int64_t> window_blocks, Pair block,
+               std::optional<std::int64_t> window_blocks, std::optional<float> mass_c,
+               std::optional<float> skip_lambda, const std::string& skip_order, Pair block,
                const std::string& compute_type, nb::handle cu_seqlens_q, nb::handle cu_seqlens_k,
                std::optional<std::int64_t> max_seqlen_q, std::optional<std::int64_t> max_seqlen_k,
                nb::handle seqused_k, nb::handle leftpad_k, nb::handle q_offsets,
@@ -162,7 +186,7 @@ Call make_call(nb::handle q, nb::handle k, nb::handle v, nb::handle out,
   }
   set_sequences(&call, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, seqused_k, leftpad_k,
                 q_offsets, page_table, page_size);
-  set_policy(&call, thresholds, thresholds_block, window_blocks);
+  set_policy(&call, thresholds, thresholds_block, window_blocks, mass_c, skip_lambda, skip_order);
   params.lse = call.borrow.view<float, 3>("lse", lse);
   params.kept_blocks = call.borrow.view<std::int64_t, 2>("kept_blocks", kept_blocks);
   params.visible_blocks = call.borrow.view<std::int64_t, 2>("visible_blocks", visible_blocks);
@@ -250,7 +274,10 @@ q_offset: position of query row 0, tokens; default seqlen_k - seqlen_q if causal
 kv_offset: position of key 0, tokens, a multiple of 64
 window: the model's own window, tokens
 thresholds: float32 [num_heads_q, num_q_blocks] or [batch, num_heads_q, num_q_blocks]
-window_blocks: the baseline instead: blocks kept before the diagonal
+window_blocks: the paper's baseline instead: blocks kept before the diagonal
+mass_c: the mass policy instead, with this c: finite, > 0 (0.1 is the method's)
+skip_lambda: the skip-softmax baseline instead: above 0, at most 1; skip_order: ascending from block
+    0, or outwards from the diagonal
 block: the gate grid, query rows and keys per block
 compute_type: native, float32 or bfloat16
 cu_seqlens_q, cu_seqlens_k: int32 [batch + 1], packed batches (batch axis 1)
@@ -274,7 +301,9 @@ void define(nb::module_& module, const char* name, F&& function, const char* doc
              "softmax_scale"_a = nb::none(), "causal"_a = false, "q_offset"_a = nb::none(),
              "kv_offset"_a = 0, "window"_a = nb::none(), "softcap"_a = 0.0f, "sinks"_a = nb::none(),
              "thresholds"_a = nb::none(), "thresholds_block"_a = nb::none(),
-             "window_blocks"_a = nb::none(), "block"_a = Pair(128, 64), "compute_type"_a = "native",
+             "window_blocks"_a = nb::none(), "mass_c"_a = nb::none(),
+             "skip_lambda"_a = nb::none(), "skip_order"_a = "ascending",
+             "block"_a = Pair(128, 64), "compute_type"_a = "native",
              "cu_seqlens_q"_a = nb::none(), "cu_seqlens_k"_a = nb::none(),
              "max_seqlen_q"_a = nb::none(), "max_seqlen_k"_a = nb::none(),
              "seqused_k"_a = nb::none(), "leftpad_k"_a = nb::none(), "q_offsets"_a = nb::none(),

@@ -19,6 +19,9 @@ def gated_attention(
     window: int | None = None,
     thresholds: Tensor | None = None,
     window_blocks: int | None = None,
+    mass: float | None = None,
+    skip_softmax: float | None = None,
+    skip_order: str = "ascending",
     block: tuple[int, int] = (128, 64),
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Returns out [b, n, h, d], lse [b, h, n], kept and visible [b, h], block_max [b, h, i, j].
@@ -53,11 +56,22 @@ def gated_attention(
     visible = torch.zeros(batch, heads, dtype=torch.int64)
     for i in range(first, last + 1):
         rows = slice(max(0, i * block[0] - q_offset), (i + 1) * block[0] - q_offset)
-        for j in range(columns):
-            span = slice(j * block[1], (j + 1) * block[1])
-            if not see[rows, span].any():
-                continue
-            largest = scores[:, :, rows, span].amax(dim=(-2, -1))
+        spans = [slice(j * block[1], (j + 1) * block[1]) for j in range(columns)]
+        seen = [j for j in range(columns) if see[rows, spans[j]].any()]
+        begin, end = i * block[0] // block[1], -(-(i + 1) * block[0] // block[1])
+        if skip_softmax is not None and skip_order == "outwards":
+            seen.sort(key=lambda j: (not begin <= j < end, j != 0, j >= end, abs(j - begin)))
+        always = [j for j in seen if j == 0 or begin - 2 <= j < end]  # of mass
+        compared = (
+            torch.cat([scores[:, :, rows, spans[j]] for j in always], dim=-1).logsumexp(dim=-1)
+            if always
+            else None
+        )
+        running = torch.full(scores[:, :, rows].shape[:3], -math.inf).double()
+        for j in seen:
+            span = spans[j]
+            of_rows = scores[:, :, rows, span].amax(dim=-1)
+            largest = of_rows.amax(dim=-1)
             block_max[:, :, i - first, j] = largest
             diagonal = j * block[1] < (i + 1) * block[0] and i * block[0] < (j + 1) * block[1]
             if thresholds is not None:
@@ -66,6 +80,14 @@ def gated_attention(
             elif window_blocks is not None:
                 nearest = i * block[0] // block[1] - window_blocks
                 keep = torch.full_like(largest, diagonal or j >= nearest, dtype=torch.bool)
+            elif mass is not None:
+                assert compared is not None
+                mean = torch.exp(of_rows - compared).nan_to_num(0.0).mean(dim=-1)
+                keep = (mean >= min(0.002, mass / len(seen))) | (j in always)
+            elif skip_softmax is not None:
+                rise = torch.where(of_rows > -math.inf, of_rows - running, -math.inf)
+                keep = (rise.amax(dim=-1) >= math.log(skip_softmax)) | diagonal | (j == 0)
+                running = torch.maximum(running, of_rows)
             else:
                 keep = torch.ones_like(largest, dtype=torch.bool)
             kept_keys[:, :, rows, span] = keep[:, :, None, None]

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 import bsfa
 from reference import gated_attention, middling_thresholds
+
+NO_ROW_POLICY = (None, None, "ascending")
+"""mass_c, skip_lambda, skip_order of the operators where there is no such policy."""
+MASS = (None, None, True, None, None, None, 0.1, None, "ascending")
+"""From thresholds to skip_order."""
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
@@ -73,6 +80,72 @@ def test_baseline(backend: str) -> None:
     expected = gated_attention(q, k, v, causal=True, window_blocks=1)
     torch.testing.assert_close(out.double(), expected[0], atol=1e-5, rtol=0)
     assert torch.equal(stats.kept_blocks, expected[2])
+
+
+def uneven_operands(seqlen: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Operands whose blocks of keys differ in importance to all rows."""
+    q, k, v = operands(seqlen=seqlen)
+    q[..., 0] = q.shape[-1] ** 0.5
+    generator = torch.Generator().manual_seed(9)
+    lowered = -12 * torch.rand(-(-seqlen // 64), generator=generator)
+    k[..., 0] = lowered.repeat_interleave(64)[:seqlen, None]
+    return q, k, v
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        {"mass": 0.1},
+        {"mass": 0.001},
+        {"skip_softmax": 0.05},
+        {"skip_softmax": 0.05, "skip_order": "outwards"},
+    ],
+)
+def test_policies_that_look_at_rows(backend: str, policy: dict[str, Any]) -> None:
+    q, k, v = uneven_operands(900)
+    out, lse, stats = bsfa.flash_attn_func(
+        q, k, v, causal=True, return_lse=True, return_stats=True, backend=backend, **policy
+    )
+    expected = gated_attention(q, k, v, causal=True, **policy)
+    assert torch.equal(stats.kept_blocks, expected[2])
+    assert torch.equal(stats.visible_blocks, expected[3])
+    assert (stats.density < 0.95).all()
+    torch.testing.assert_close(out.double(), expected[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(lse.double(), expected[1], atol=1e-5, rtol=0)
+
+
+def test_policies_that_look_at_rows_of_packed_sequences(backend: str) -> None:
+    q, k, v = (t[0] for t in uneven_operands(900))
+    starts = torch.tensor([0, 384, 900], dtype=torch.int32)
+    for policy in ({"mass": 0.1}, {"skip_softmax": 0.05, "skip_order": "outwards"}):
+        out, stats = bsfa.flash_attn_varlen_func(
+            q,
+            k,
+            v,
+            cu_seqlens_q=starts,
+            cu_seqlens_k=starts,
+            max_seqlen_q=516,
+            max_seqlen_k=516,
+            causal=True,
+            return_stats=True,
+            backend=backend,
+            **policy,
+        )
+        for sequence, span in enumerate((slice(0, 384), slice(384, 900))):
+            expected = gated_attention(
+                q[None, span], k[None, span], v[None, span], causal=True, **policy
+            )
+            assert torch.equal(stats.kept_blocks[sequence], expected[2][0])
+            torch.testing.assert_close(out[span].double(), expected[0][0], atol=1e-5, rtol=0)
+
+
+def test_one_policy_a_call() -> None:
+    q, k, v = operands()
+    table = torch.zeros(q.shape[2], 1)
+    with pytest.raises(bsfa.InvalidArgumentError, match="thresholds and mass_c were both given"):
+        bsfa.flash_attn_func(q, k, v, thresholds=table, mass=0.1)
+    with pytest.raises(bsfa.InvalidArgumentError, match="mass_c and skip_lambda were both given"):
+        bsfa.flash_attn_func(q, k, v, mass=0.1, skip_softmax=0.1)
 
 
 @pytest.mark.parametrize(
@@ -154,17 +227,18 @@ def test_opcheck(backend: str, arguments: tuple, dtype: torch.dtype) -> None:
     q, k, v = operands(dtype, 150)
     torch.library.opcheck(
         torch.ops.bsfa.attention.default,
-        (q, k, v, *arguments[:9], backend, *arguments[9:]),
+        (q, k, v, *arguments[:6], *NO_ROW_POLICY, *arguments[6:9], backend, *arguments[9:]),
     )
 
 
 def test_opcheck_with_thresholds_and_varlen(backend: str) -> None:
     q, k, v = operands(seqlen=150)
     table = torch.zeros(4, 2)
-    torch.library.opcheck(
-        torch.ops.bsfa.attention.default,
-        (q, k, v, table, None, True, None, None, None, 128, 64, "native", backend, True, True),
-    )
+    for policy in ((table, None, True, None, None, None, *NO_ROW_POLICY), MASS):
+        torch.library.opcheck(
+            torch.ops.bsfa.attention.default,
+            (q, k, v, *policy, 128, 64, "native", backend, True, True),
+        )
     starts = torch.tensor([0, 100, 150], dtype=torch.int32)
     torch.library.opcheck(
         torch.ops.bsfa.attention_varlen.default,
@@ -180,6 +254,7 @@ def test_opcheck_with_thresholds_and_varlen(backend: str) -> None:
             None,
             None,
             None,
+            *NO_ROW_POLICY,
             128,
             64,
             "native",
@@ -204,6 +279,25 @@ def test_compile_without_a_graph_break(backend: str, dynamic: bool) -> None:
         torch.testing.assert_close(compiled(q, k, v), double(q, k, v))
 
 
+@pytest.mark.parametrize(
+    "policy", [{"mass": 0.1}, {"skip_softmax": 0.05, "skip_order": "outwards"}]
+)
+def test_compile_with_a_policy(backend: str, policy: dict[str, Any]) -> None:
+    q, k, v = uneven_operands(700)
+
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Any:
+        return bsfa.flash_attn_func(
+            q, k, v, causal=True, return_stats=True, backend=backend, **policy
+        )
+
+    compiled = torch.compile(attend, fullgraph=True, backend="aot_eager")
+    out, stats = compiled(q, k, v)
+    expected, expected_stats = attend(q, k, v)
+    assert torch.equal(out, expected)
+    assert torch.equal(stats.kept_blocks, expected_stats.kept_blocks)
+    assert (stats.density < 0.95).all()
+
+
 def test_compile_with_the_default_compiler(backend: str) -> None:
     q, k, v = operands(seqlen=100)
     compiled = torch.compile(
@@ -221,9 +315,8 @@ def test_autograd_is_refused(backend: str) -> None:
         bsfa.flash_attn_func(q, k, v, backend=backend)
     with torch.no_grad():
         assert not bsfa.flash_attn_func(q, k, v, backend=backend).requires_grad
-    out = torch.ops.bsfa.attention(
-        q, k, v, None, None, True, None, None, None, 128, 64, "native", backend, False, False
-    )[0]
+    policy = (None, None, True, None, None, None, *NO_ROW_POLICY)
+    out = torch.ops.bsfa.attention(q, k, v, *policy, 128, 64, "native", backend, False, False)[0]
     with pytest.raises(bsfa.UnsupportedError, match="no backward pass"):
         out.sum().backward()
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from bsfa import _core
+import argparse
 
-__all__ = ["built_from"]
+from bsfa import _core
+from bsfa.errors import InvalidArgumentError
+
+__all__ = ["add_dirty", "built_from", "refuse_changes"]
 
 
 def built_from() -> str:
@@ -15,3 +18,22 @@ def built_from() -> str:
     """
     commit, changed = _core.source_tree()
     return f"{commit} with changes" if commit and changed else commit
+
+
+def add_dirty(parser: argparse.ArgumentParser) -> None:
+    """The option --dirty of every verb that writes a results file."""
+    parser.add_argument(
+        "--dirty",
+        action="store_true",
+        help="also with a bsfa that was built from changed source: the results say so",
+    )
+
+
+def refuse_changes(dirty: bool) -> None:
+    """Refuses results that no commit could be named for, unless they may be `dirty`."""
+    commit, changed = _core.source_tree()
+    if commit and changed and not dirty:
+        raise InvalidArgumentError(
+            f"bsfa was built from commit {commit} with changes that no commit names; accepted: a "
+            'build of a commit, or --dirty, with which the results say "with changes"'
+        )

@@ -16,6 +16,14 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def of_a_commit(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The package as if it were built from a commit without changes; returns that commit."""
+    commit = "c" * 40
+    monkeypatch.setattr("bsfa._core.source_tree", lambda: (commit, False))
+    return commit
+
+
 @pytest.fixture(params=CPU_BACKENDS)
 def backend(request: pytest.FixtureRequest) -> str:
     """Every backend that this build has for the CPU, by name."""

@@ -153,7 +153,7 @@ def _options(tmp_path: Path, *extra: str) -> argparse.Namespace:
 
 
 @pytest.fixture
-def loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+def loaded(monkeypatch: pytest.MonkeyPatch, of_a_commit: str) -> None:
     """The tiny model in place of one from disk."""
     pair = (tiny.tiny_model("llama"), Letters())
     monkeypatch.setattr(ablation, "load_model", lambda options: pair)

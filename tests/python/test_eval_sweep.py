@@ -344,7 +344,7 @@ def test_results_of_another_version_are_refused_before_anything_runs(tmp_path: P
     assert [path.name for path in tmp_path.iterdir()] == ["r.jsonl"]
 
 
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], of_a_commit: str) -> None:
     model().save_pretrained(tmp_path / "model")
     tokenizer().save_pretrained(tmp_path / "model")
     (tmp_path / "text.txt").write_text(haystack().text)
@@ -358,6 +358,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main([*command, "--json"]) == 0
     summary = json.loads(capsys.readouterr().out)
     assert (summary["points"], summary["failed"], summary["label"]) == (2, [], "RULER-like")
+    assert results.read(out).header.versions["commit"] == of_a_commit
     for point in results.read(out).points.values():
         assert (point.ttft_s, len(point.answers)) == ([], 2)
     assert main(command) == 0

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from bsfa import _core
+from bsfa.__main__ import main
 from bsfa.eval.environment import versions
 from bsfa.provenance import built_from
 
@@ -83,6 +84,36 @@ def test_the_package_says_what_it_was_built_from() -> None:
     assert set(commit) <= set("0123456789abcdef")
     assert built_from() == (f"{commit} with changes" if commit and changed else commit)
     assert versions()["commit"] == built_from()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["sweep", "--model", "{}/none", "--out", "{}/r.jsonl"],
+        ["ablate", "--model", "{}/none", "--out", "{}/r.jsonl", "--domain", "x={}"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_evaluations_refuse_a_package_of_changed_source(
+    arguments: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("bsfa._core.source_tree", lambda: (OTHER, True))
+    assert built_from() == versions()["commit"] == OTHER + " with changes"
+    command = ["eval", *(text.format(tmp_path) for text in arguments)]
+    if command[1] == "ablate":
+        command += ["--ablations", "position"]
+    said = f"built from commit {OTHER} with changes"
+    assert main(command) == 2
+    assert said in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+    assert main([*command, "--dirty"]) != 0  # there is no such model: that is what is said now
+    assert said not in capsys.readouterr().err
+    monkeypatch.setattr("bsfa._core.source_tree", lambda: ("", False))
+    assert main(command) != 0  # a release
+    assert said not in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

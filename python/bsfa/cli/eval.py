@@ -18,6 +18,7 @@ from bsfa.cli.common import (
 )
 from bsfa.errors import InvalidArgumentError
 from bsfa.eval import ablation, report
+from bsfa.provenance import add_dirty, refuse_changes
 
 DEFAULT_LENGTHS = [4096, 8192]
 DEFAULT_BUDGETS = [16, 32, 64, 96, 128]
@@ -172,6 +173,7 @@ def _add_sweep(inner: Any) -> None:
     parser.add_argument(
         "--keep-answers", action="store_true", help="keep the generated texts in the results"
     )
+    add_dirty(parser)
     add_json(parser)
     parser.set_defaults(function=sweep)
 
@@ -199,6 +201,7 @@ def sweep(options: argparse.Namespace) -> None:
             text = ", needs --haystack" if task.needs_text else ""
             print(f"{task.name:16s} {task.category:12s} {task.summary}{text}")
         return
+    refuse_changes(options.dirty)
     need("torch", "transformers")
     from bsfa.eval import sweep as sweeping
     from bsfa.eval.text import load as load_text

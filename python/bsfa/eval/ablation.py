@@ -24,6 +24,7 @@ from bsfa.errors import FileError, InvalidArgumentError, UnsupportedError
 from bsfa.eval import results as results_file
 from bsfa.eval.report_ablations import ARROW
 from bsfa.eval.results import Ablation, AblationPrompt, Results
+from bsfa.provenance import add_dirty, refuse_changes
 
 if TYPE_CHECKING:
     from bsfa.eval.ablation_data import Domain
@@ -92,6 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="K,...",
         help="in blocks of 64 keys; default: 8,16,32",
     )
+    add_dirty(parser)
     add_json(parser)
 
 
@@ -185,11 +187,12 @@ def _open(path: str, model: Any, options: argparse.Namespace) -> Results:
             ("layers of the model", results.header.model.layers, header.model.layers),
             ("query heads of the model", results.header.model.heads_q, header.model.heads_q),
             ("dtype", results.header.dtype, header.dtype),
+            ("commit", results.header.versions.get("commit", ""), header.versions["commit"]),
         ):
             if there != here:
                 raise InvalidArgumentError(
                     f"--out: '{path}' has {there!r} for {what}, this run {here!r}; accepted: a "
-                    "file of the same model and dtype, or a new one"
+                    "file of the same model, dtype and commit, or a new one"
                 )
         return results
     results_file.create(path, header)
@@ -207,6 +210,7 @@ def _gates(names: Sequence[str], domain: Domain, first: Domain) -> list[Block]:
 
 def run(options: argparse.Namespace) -> None:
     """Calibrates, measures, and appends a record for each setting and budget."""
+    refuse_changes(options.dirty)
     need("torch", "transformers")
     names = _check(options)
     work = options.work or options.out + ".work"

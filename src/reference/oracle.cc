@@ -208,6 +208,7 @@ OracleHead oracle_head(const Problem& problem, std::int64_t sequence, std::int64
       result.kept_blocks += keep ? 1 : 0;
       result.band[cell] =
           static_cast<double>(dim) * 0x1p-24 * softmax_scale * magnitude[j - first_kv] +
+          0x1p-20 * problem.softcap +
           (std::isfinite(threshold) ? 0x1p-22 * std::abs(threshold) : 0.0);
     }
 

@@ -17,6 +17,7 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 bool must_serve(const std::string& backend, const Case& c) {
   if (backend != "cuda-sm90") return true;
   return (c.head_dim == 64 || c.head_dim == 128) && c.layout != Layout::kUnaligned &&
+         c.softcap == 0 &&
          !(c.policy == PolicyKind::kThreshold && c.block_max);
 }
 
@@ -231,6 +232,41 @@ std::vector<Case> all_cases() {
       [&](Case& c) {
         lengths(c, 200, 130);
         c.sinks = true;
+      },
+      common);
+  add("softcap", [&](Case& c) {
+    lengths(c, 300, 421);
+    c.softcap = 1.5f;
+  });
+  add("softcap_gated", [&](Case& c) {
+    lengths(c, 389, 1003);
+    c.softcap = 2;
+    c.sinks = true;
+    gated(c, 0.3);
+  });
+  add("softcap_calibrating", [&](Case& c) {
+    lengths(c, 200, 290);
+    c.softcap = 30;
+    c.window = 150;
+    c.layout = Layout::kUnaligned;
+    c.block_max = true;
+  });
+  add(
+      "softcap_nan_in_a_key",
+      [&](Case& c) {
+        lengths(c, 256, 300);
+        c.softcap = 5;
+        c.poison_score = std::numeric_limits<float>::quiet_NaN();
+        c.block_max = true;
+      },
+      common);
+  add(
+      "softcap_infinity_in_a_key",
+      [&](Case& c) {
+        lengths(c, 256, 300);
+        c.softcap = 5;
+        c.poison_score = kInfinity;
+        c.block_max = true;
       },
       common);
   add(

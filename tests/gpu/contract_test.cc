@@ -166,7 +166,19 @@ TEST_P(Contract, RefusesByName) {
     EXPECT_NE(message.find(word), std::string::npos) << message;
   };
   const Case spec = gated_case();
-  has(refusal(spec, [](AttentionParams& p) { p.softcap = 30; }), "softcap is 30");
+  if (GetParam() == "cuda-sm90") {
+    has(refusal(spec, [](AttentionParams& p) { p.softcap = 30; }), "softcap is 30");
+  } else {
+    has(refusal(spec,
+                [](AttentionParams& p) {
+                  p.softcap = 1e30f;
+                  p.softmax_scale = 1e-3f;
+                }),
+        "softcap is 1e+30 with softmax_scale 0.001");
+  }
+  has(refusal(spec, [](AttentionParams& p) { p.policy = Policy::mass(); }), "policy is mass");
+  has(refusal(spec, [](AttentionParams& p) { p.policy = Policy::skip_softmax(0.1f); }),
+      "policy is skip_softmax");
   has(refusal(spec, [](AttentionParams& p) { p.compute_type = ComputeType::kFloat32; }),
       "compute_type");
   has(refusal(spec, [](AttentionParams& p) { p.policy.thresholds.num_heads = 3; }),

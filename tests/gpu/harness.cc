@@ -180,6 +180,7 @@ Call::Call(const Case& spec) : spec_(spec) {
     p->q_offset = spec.q_offset;
     p->kv_offset = spec.kv_offset;
     p->window = spec.window;
+    p->softcap = spec.softcap;
     if (spec.policy == PolicyKind::kSlidingWindow) {
       p->policy = Policy::sliding_window(spec.window_blocks);
     }

@@ -79,6 +79,7 @@ struct Case {
   std::int64_t kv_offset = 0;
   std::optional<std::int64_t> window;
   bool sinks = false;
+  float softcap = 0;
   Layout layout = Layout::kTokens;
   PolicyKind policy = PolicyKind::kDense;
   double density = 0.4;            // kThreshold: wanted among the blocks off the diagonal

@@ -93,9 +93,6 @@ Status check_features(const Problem& problem, const char* backend) {
     return unsupported("v has head_dim ", problem.head_dim_v, "; ", backend, " accepts that of q, ",
                        problem.head_dim);
   }
-  if (problem.softcap > 0) {
-    return unsupported("softcap is ", problem.softcap, "; ", backend, " accepts 0 (none)");
-  }
   if (problem.page_table != nullptr) {
     return unsupported("page_table was given; ", backend, " takes k and v that are not paged");
   }
@@ -163,6 +160,8 @@ KernelParams kernel_params(const Problem& problem, const DeviceFacts& facts) {
   p.scale_log2 = *problem.softmax_scale * 1.44269504088896340736f;
   p.slack = kSoftmaxSlack / p.scale_log2;
   p.far = kFarExponent / p.scale_log2;
+  p.cap = problem.softcap / *problem.softmax_scale;
+  p.inverse_cap = p.cap > 0 ? 1 / p.cap : 0.0f;
   p.zero_value_tail = layout.packed || layout.seqused_k != nullptr || layout.leftpad_k != nullptr;
   p.sinks = problem.sinks;
   p.out = problem.out.data;

@@ -13,7 +13,7 @@
 
 namespace bsfa::cuda {
 
-// Refuses what no family serves: dtypes, compute types, gate grids, softcap, pages, sizes beyond
+// Refuses what no family serves: dtypes, compute types, gate grids, policies, pages, sizes beyond
 // 32-bit indices. head_dim and strides are the family's own matter.
 Status check_features(const Problem& problem, const char* backend);
 

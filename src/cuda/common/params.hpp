@@ -37,6 +37,8 @@ struct KernelParams {
   float scale_log2;            // softmax_scale * log2(e)
   float slack;                 // kSoftmaxSlack in scores before softmax_scale
   float far;                   // kFarExponent likewise
+  float cap;                   // > 0: softcap likewise; a score s becomes cap * tanh(s / cap)
+  float inverse_cap;           // 1 / cap
   bool zero_value_tail;        // rows of V past a sequence's end may hold anything
   const float* sinks;          // [num_heads_q] or null
 

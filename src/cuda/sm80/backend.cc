@@ -137,6 +137,13 @@ Status plan(const Problem& problem, AttentionPlan* plan, std::unique_ptr<Planned
     return unsupported("q has head_dim ", problem.head_dim, "; ", kName,
                        " accepts 64, 96, 128 and 256");
   }
+  // In scores before the scale; beyond, its reciprocal could leave the range of fp32.
+  const float cap = problem.softcap / *problem.softmax_scale;
+  if (problem.softcap > 0 && !(cap >= 0x1p-64f && cap <= 0x1p64f)) {
+    return unsupported("softcap is ", problem.softcap, " with softmax_scale ",
+                       *problem.softmax_scale, "; ", kName,
+                       " accepts a softcap / softmax_scale from 2^-64 to 2^64, or 0 (none)");
+  }
   DeviceFacts facts;
   BSFA_RETURN_IF_ERROR(device_facts(problem.device.index, &facts));
   if (facts.major < 8) {

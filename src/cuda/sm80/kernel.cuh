@@ -225,6 +225,7 @@ struct Pass {
   // Scores of block n, masked. Returns the maximum of the row that this thread keeps.
   __device__ __forceinline__ float score(int n, int k_slot) {
     compute_scores(w, q_lane(), k_lane(k_slot));
+    if (args.params.cap > 0) cap_scores(w, args.params.cap, args.params.inverse_cap);
     const Tile& tile = work.tile;
     if (n < work.full_begin || n >= work.full_end) {
       const SequenceLayout& sequences = args.params.sequences;

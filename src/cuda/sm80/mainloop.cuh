@@ -163,6 +163,36 @@ __device__ __forceinline__ void mask_scores(WarpState<T, C>& w, const Tile& tile
   }
 }
 
+// tanh, to a few units in the last place. Small: the Taylor series to x^9. Others: (1 - e) / (1 + e)
+// with e = exp(-2 |x|), where what is subtracted from 1 is not close to it.
+__device__ __forceinline__ float tanh_of(float x) {
+  const float square = x * x;
+  float series = 62.0f / 2835.0f;
+  series = fmaf(series, square, -17.0f / 315.0f);
+  series = fmaf(series, square, 2.0f / 15.0f);
+  series = fmaf(series, square, -1.0f / 3.0f);
+  series = fmaf(series * square, x, x);
+  const float e = exp2_approx(fabsf(x) * (-2 * kLog2e));
+  const float large = copysignf(__fdividef(1 - e, 1 + e), x);
+  return fabsf(x) < 0.25f ? series : large;
+}
+
+// The softcap; `cap` in scores before the scale.
+template <typename T, typename C>
+__device__ __forceinline__ void cap_scores(WarpState<T, C>& w, float cap, float inverse_cap) {
+#pragma unroll
+  for (int t = 0; t < C::kTiles; ++t) {
+#pragma unroll
+    for (int c = 0; c < kBlockN / 8; ++c) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        float& score = w.scores[t][c][i];
+        score = cap * tanh_of(score * inverse_cap);
+      }
+    }
+  }
+}
+
 // The maximum of the row that this thread keeps; NaN if one of its scores is.
 template <typename T, typename C>
 __device__ __forceinline__ float row_maximum(const WarpState<T, C>& w) {

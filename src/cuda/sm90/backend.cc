@@ -40,6 +40,9 @@ Status check_family(const Problem& problem) {
   if (problem.head_dim != 64 && problem.head_dim != 128) {
     return unsupported("q has head_dim ", problem.head_dim, "; cuda-sm90 accepts 64 and 128");
   }
+  if (problem.softcap > 0) {
+    return unsupported("softcap is ", problem.softcap, "; cuda-sm90 accepts 0 (none)");
+  }
   if (problem.block_max && problem.policy.kind != PolicyKind::kDense) {
     return unsupported("block_max was asked for with a policy; cuda-sm90 writes it with dense");
   }

@@ -54,11 +54,9 @@ def _mask(
 ) -> Tensor:
     """uint8 [query blocks, key/value blocks]; q, k, v [1, tokens, 1, head_dim]."""
     settings = state.settings
-    policy: dict[str, Any] = {}
+    policy = settings.arguments()
     if settings.mode == "threshold":
         policy["thresholds"] = settings.thresholds(layer, q.device)[head : head + 1]
-    elif settings.mode == "sliding_window":
-        policy["window_blocks"] = settings.budget
     blocks = [-(-q.shape[1] // size) for size in settings.block]
     mask = torch.zeros((1, 1, *blocks), dtype=torch.uint8, device=q.device)
     out = torch.empty_like(q, memory_format=torch.contiguous_format)

@@ -78,6 +78,7 @@ def enable(
     *,
     mode: str | None = None,
     sparge: Sparge | None = None,
+    parameter: float | None = None,
     compute_type: str = "native",
     backend: str = "",
     allow_other_model: bool = False,
@@ -90,9 +91,12 @@ def enable(
             Default: the environment's BSFA_THRESHOLDS.
         budget: key/value blocks that a query block keeps beside its diagonal; one of the file's.
             Default: BSFA_BUDGET, then the budget that the file recommends.
-        mode: threshold (the method), dense, sliding_window or sparge (the paper's baselines).
+        mode: threshold (the method), dense, mass (without calibration; CPU), sliding_window or
+            sparge (the paper's baselines), skip_softmax or skip_softmax_outwards (baselines; CPU).
             Default: BSFA_MODE, then threshold with thresholds and dense without.
         sparge: for mode sparge, which runs the package spas_sage_attn: how much that keeps.
+        parameter: of mass its c (default 0.1), of the skip_softmax modes their lambda (default
+            0.03).
         compute_type: native, float32 or bfloat16 (inputs rounded to it).
         backend: a name from `bsfa.backends()`; empty: the best that serves the call.
         allow_other_model: no `OtherModelWarning` if the thresholds name other weights (by the
@@ -112,7 +116,7 @@ def enable(
         )
     config = text_config(model)
     shape = model_shape(model)
-    settings = Settings(shape, mode, thresholds, budget, sparge)
+    settings = Settings(shape, mode, thresholds, budget, sparge, parameter)
     if settings.table is not None and not allow_other_model:
         warn_of_other_model(settings.table, getattr(config, "_name_or_path", ""), model)
     old = find_state(config)
@@ -153,17 +157,24 @@ def set_budget(model: Any, budget: int) -> None:
     """Changes the number of blocks kept; the next forward pass uses it."""
     _, state = _enabled(model)
     old = state.settings
-    state.settings = Settings(state.shape, old.mode, old.table, budget, old.sparge)
+    state.settings = Settings(state.shape, old.mode, old.table, budget, old.sparge, old.parameter)
 
 
 def set_mode(
-    model: Any, mode: str, budget: int | None = None, *, sparge: Sparge | None = None
+    model: Any,
+    mode: str,
+    budget: int | None = None,
+    *,
+    sparge: Sparge | None = None,
+    parameter: float | None = None,
 ) -> None:
     """Changes the mode (and, if given, its parameters); the next forward pass uses it."""
     _, state = _enabled(model)
     old = state.settings
     budget = old.budget if budget is None else budget
-    state.settings = Settings(state.shape, mode, old.table, budget, sparge or old.sparge)
+    if parameter is None and mode == old.mode:
+        parameter = old.parameter
+    state.settings = Settings(state.shape, mode, old.table, budget, sparge or old.sparge, parameter)
 
 
 def disable(model: Any) -> None:

@@ -47,8 +47,8 @@ def run(
                 f"a prompt of {reached} tokens is beyond the {settings.table.max_seqlen} that the "
                 "thresholds were calibrated on; the last ones are used for the rest"
             )
-    elif settings.mode == "sliding_window":
-        policy["window_blocks"] = settings.budget
+    else:
+        policy = settings.arguments()
 
     assert plan.padding is not None
     q, k, v = (_unit_stride(t.transpose(1, 2)) for t in (query, key, value))

@@ -21,8 +21,7 @@ from bsfa.hf import sparge as sparge_attention
 from bsfa.hf.sparge import Sparge
 from bsfa.hf.statistics import LayerStats, ModelStats
 from bsfa.identity import warn_of_other_model
-
-MODES = ("dense", "threshold", "sliding_window", "sparge")
+from bsfa.policies import find_policy
 
 
 def as_table(thresholds: str | os.PathLike[str] | ThresholdTable) -> ThresholdTable:
@@ -42,12 +41,14 @@ class Settings:
         thresholds: str | os.PathLike[str] | ThresholdTable | None,
         budget: int | None,
         sparge: Sparge | None = None,
+        parameter: float | None = None,
     ) -> None:
         table = None if thresholds is None else as_table(thresholds)
         if mode is None:
             mode = "dense" if table is None else "threshold"
-        if mode not in MODES:
-            raise InvalidArgumentError(f"mode is {mode!r}; accepted: {', '.join(MODES)}")
+        self.policy = find_policy(mode)
+        self.policy.check_device(shape.device.type)
+        self.parameter = self.policy.parameter(parameter)
         if budget is not None and (isinstance(budget, bool) or not isinstance(budget, int)):
             raise InvalidArgumentError(f"budget is {budget!r}; accepted: a number of blocks")
         if table is not None:
@@ -84,6 +85,10 @@ class Settings:
         self._on_device: dict[torch.device, tuple[Tensor, ...]] = {}
         if self._values is not None:  # not in the first forward pass, which may be a timed one
             self.thresholds(0, shape.device)
+
+    def arguments(self) -> dict[str, Any]:
+        """Of the kernel's call, but for the thresholds."""
+        return self.policy.arguments(self.budget, self.parameter)
 
     @property
     def block(self) -> tuple[int, int]:
@@ -208,6 +213,7 @@ class State:
             tuple(layers),
             dict(self._fallbacks),
             self.decode_calls,
+            self.settings.parameter,
         )
 
 

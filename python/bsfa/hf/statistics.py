@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from bsfa.policies import POLICIES
+
 
 @dataclass(frozen=True)
 class LayerStats:
@@ -12,8 +14,7 @@ class LayerStats:
 
     layer: int
     attention: str
-    """threshold, sliding_window, dense, sparge; windowed (the model's own window); previous (a
-    fallback)."""
+    """The mode (`bsfa.policies`); windowed (the model's own window); previous (a fallback)."""
     reason: str | None = None
     """Why the mode that is set did not apply to this layer; None if it did."""
     kept_blocks: tuple[int, ...] = ()
@@ -47,6 +48,8 @@ class ModelStats:
     decode_calls: int = 0
     """Calls of fewer than 32 queries since enable; they run the previous attention. Those inside a
     compiled graph are not counted."""
+    parameter: float | None = None
+    """Of mass its c, of the skip_softmax modes their lambda."""
 
     @property
     def density(self) -> float:
@@ -57,8 +60,10 @@ class ModelStats:
 
     def __str__(self) -> str:
         """A table of one row for each layer."""
-        budget = "" if self.budget is None else f", budget {self.budget}"
-        lines = [f"bsfa: mode {self.mode}{budget}; density {self.density:.3f}"]
+        setting = "" if self.budget is None else f", budget {self.budget}"
+        if self.parameter is not None:
+            setting = f", {POLICIES[self.mode].setting} {self.parameter:g}"
+        lines = [f"bsfa: mode {self.mode}{setting}; density {self.density:.3f}"]
         if self.layers:
             lines.append("layer  attention       density  lowest..highest head")
         for layer in self.layers:

@@ -34,7 +34,9 @@ from source_tree import add_dirty, record  # noqa: E402
 
 def built_from(program):
     """(commit, whether its files had changed) of host_time."""
-    output = subprocess.run([program, "source"], stdout=subprocess.PIPE, text=True, check=True).stdout
+    output = subprocess.run(
+        [program, "source"], stdout=subprocess.PIPE, text=True, check=True
+    ).stdout
     state = json.loads(output)
     return state["commit"], state["changed"]
 
@@ -79,7 +81,28 @@ def functions(batch, seqlen, device):
             q, k, v, causal=True, thresholds=thresholds, return_stats=True
         ),
         "bsfa::attention, the operator": lambda: torch.ops.bsfa.attention(
-            q, k, v, None, None, True, None, None, None, 128, 64, "native", "", False, False
+            q,
+            k,
+            v,
+            seqused_k=None,
+            leftpad_k=None,
+            thresholds=None,
+            softmax_scale=None,
+            causal=True,
+            q_offset=None,
+            q_offsets=None,
+            window=None,
+            window_blocks=None,
+            mass_c=None,
+            skip_lambda=None,
+            skip_order="ascending",
+            softcap=0.0,
+            block_q=128,
+            block_kv=64,
+            compute_type="native",
+            backend="",
+            return_lse=False,
+            return_stats=False,
         ),
         "torch scaled_dot_product_attention": lambda: functional.scaled_dot_product_attention(
             a, b, c, is_causal=True, enable_gqa=True
@@ -129,8 +152,12 @@ def main():
     parser.add_argument("--out", required=True)
     add_dirty(parser)
     options = parser.parse_args()
-    source = record(__file__, options.dirty, package=bsfa._core.source_tree(),
-                    program=built_from(options.program))
+    source = record(
+        __file__,
+        options.dirty,
+        package=bsfa._core.source_tree(),
+        program=built_from(options.program),
+    )
     device = torch.device(options.device)
     torch.set_num_threads(1)
     result = {

@@ -1,8 +1,8 @@
 """Block Sparse Flash Attention (arXiv 2512.07011).
 
-Importing the package needs neither torch nor transformers: `flash_attn_func` and
-`flash_attn_varlen_func` import torch when they are first used, `enable`, `set_budget`, `set_mode`,
-`disable`, `stats` and `calibrate` also transformers.
+Importing the package needs neither torch nor transformers: the `flash_attn` functions import torch
+when they are first used, `enable`, `set_budget`, `set_mode`, `disable`, `stats` and `calibrate`
+also transformers.
 """
 
 from __future__ import annotations
@@ -39,7 +39,16 @@ __version__ = version()
 if TYPE_CHECKING:
     from bsfa.calibration import calibrate
     from bsfa.hf import LayerStats, ModelStats, Sparge, disable, enable, set_budget, set_mode, stats
-    from bsfa.ops import BlockStats, flash_attn_func, flash_attn_varlen_func
+    from bsfa.ops import (
+        BlockStats,
+        flash_attn_func,
+        flash_attn_kvpacked_func,
+        flash_attn_qkvpacked_func,
+        flash_attn_varlen_func,
+        flash_attn_varlen_kvpacked_func,
+        flash_attn_varlen_qkvpacked_func,
+        flash_attn_with_kvcache,
+    )
 
 _LAZY = {
     "BlockStats": "bsfa.ops",
@@ -50,7 +59,12 @@ _LAZY = {
     "disable": "bsfa.hf",
     "enable": "bsfa.hf",
     "flash_attn_func": "bsfa.ops",
+    "flash_attn_kvpacked_func": "bsfa.ops",
+    "flash_attn_qkvpacked_func": "bsfa.ops",
     "flash_attn_varlen_func": "bsfa.ops",
+    "flash_attn_varlen_kvpacked_func": "bsfa.ops",
+    "flash_attn_varlen_qkvpacked_func": "bsfa.ops",
+    "flash_attn_with_kvcache": "bsfa.ops",
     "set_budget": "bsfa.hf",
     "set_mode": "bsfa.hf",
     "stats": "bsfa.hf",
@@ -80,7 +94,12 @@ __all__ = [
     "disable",
     "enable",
     "flash_attn_func",
+    "flash_attn_kvpacked_func",
+    "flash_attn_qkvpacked_func",
     "flash_attn_varlen_func",
+    "flash_attn_varlen_kvpacked_func",
+    "flash_attn_varlen_qkvpacked_func",
+    "flash_attn_with_kvcache",
     "merge_files",
     "plan_attention",
     "predicted_density",

@@ -17,6 +17,7 @@ def gated_attention(
     softmax_scale: float | None = None,
     q_offset: int | None = None,
     window: int | None = None,
+    softcap: float = 0.0,
     thresholds: Tensor | None = None,
     window_blocks: int | None = None,
     mass: float | None = None,
@@ -37,6 +38,8 @@ def gated_attention(
     keys = k.double().repeat_interleave(group, dim=2)
     values = v.double().repeat_interleave(group, dim=2)
     scores = torch.einsum("bqhd,bkhd->bhqk", q.double(), keys) * scale
+    if softcap > 0:
+        scores = softcap * torch.tanh(scores / softcap)
 
     position = torch.arange(seqlen_q)[:, None] + q_offset
     key = torch.arange(seqlen_k)[None, :]

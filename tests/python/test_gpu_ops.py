@@ -7,6 +7,7 @@ import torch
 
 import bsfa
 from gpu import needs_gpu
+from operator_arguments import packed, padded
 from reference import gated_attention, middling_thresholds
 
 pytestmark = needs_gpu
@@ -168,13 +169,16 @@ def test_opcheck(cuda_backend: str) -> None:
     table = torch.zeros(4, 2, device="cuda")
     torch.library.opcheck(
         torch.ops.bsfa.attention.default,
-        (q, k, v, table, None, True, None, None, None, 128, 64, "native", cuda_backend, True, True),
+        (q, k, v),
+        padded(thresholds=table, backend=cuda_backend, return_lse=True, return_stats=True),
     )
     starts = torch.tensor([0, 100, 150], dtype=torch.int32, device="cuda")
-    rest = (None, None, None, 128, 64, "native", cuda_backend, True, True)
     torch.library.opcheck(
         torch.ops.bsfa.attention_varlen.default,
-        (*(t[0] for t in (q, k, v)), starts, starts, 100, 100, table, None, True, *rest),
+        tuple(t[0] for t in (q, k, v)),
+        packed(
+            starts, 100, thresholds=table, backend=cuda_backend, return_lse=True, return_stats=True
+        ),
     )
 
 

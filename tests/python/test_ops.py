@@ -8,12 +8,8 @@ import pytest
 import torch
 
 import bsfa
+from operator_arguments import packed, padded
 from reference import gated_attention, middling_thresholds
-
-NO_ROW_POLICY = (None, None, "ascending")
-"""mass_c, skip_lambda, skip_order of the operators where there is no such policy."""
-MASS = (None, None, True, None, None, None, 0.1, None, "ascending")
-"""From thresholds to skip_order."""
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
@@ -215,53 +211,49 @@ def test_empty_batch(backend: str) -> None:
 
 
 OP_ARGUMENTS = [
-    (None, None, True, None, None, None, 128, 64, "native", False, False),
-    (None, 0.5, True, 0, 20, None, 128, 64, "float32", True, True),
-    (None, None, False, None, None, 2, 64, 64, "native", True, False),
+    {},
+    {
+        "softmax_scale": 0.5,
+        "q_offset": 0,
+        "window": 20,
+        "softcap": 5.0,
+        "compute_type": "float32",
+        "return_lse": True,
+        "return_stats": True,
+    },
+    {"causal": False, "window_blocks": 2, "block_q": 64, "return_lse": True},
+    {
+        "seqused_k": torch.tensor([120, 7], dtype=torch.int32),
+        "leftpad_k": torch.tensor([0, 30], dtype=torch.int32),
+    },
 ]
 
 
 @pytest.mark.parametrize("arguments", OP_ARGUMENTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_opcheck(backend: str, arguments: tuple, dtype: torch.dtype) -> None:
+def test_opcheck(backend: str, arguments: dict, dtype: torch.dtype) -> None:
     q, k, v = operands(dtype, 150)
     torch.library.opcheck(
         torch.ops.bsfa.attention.default,
-        (q, k, v, *arguments[:6], *NO_ROW_POLICY, *arguments[6:9], backend, *arguments[9:]),
+        (q, k, v),
+        padded(backend=backend, **arguments),
     )
 
 
 def test_opcheck_with_thresholds_and_varlen(backend: str) -> None:
     q, k, v = operands(seqlen=150)
     table = torch.zeros(4, 2)
-    for policy in ((table, None, True, None, None, None, *NO_ROW_POLICY), MASS):
+    for policy in ({"thresholds": table}, {"mass_c": 0.1}):
         torch.library.opcheck(
             torch.ops.bsfa.attention.default,
-            (q, k, v, *policy, 128, 64, "native", backend, True, True),
+            (q, k, v),
+            padded(backend=backend, return_lse=True, return_stats=True, **policy),
         )
     starts = torch.tensor([0, 100, 150], dtype=torch.int32)
     torch.library.opcheck(
         torch.ops.bsfa.attention_varlen.default,
-        (
-            *(t[0] for t in (q, k, v)),
-            starts,
-            starts,
-            100,
-            100,
-            table,
-            None,
-            True,
-            None,
-            None,
-            None,
-            *NO_ROW_POLICY,
-            128,
-            64,
-            "native",
-            backend,
-            True,
-            True,
-        ),
+        tuple(t[0] for t in (q, k, v)),
+        packed(starts, 100, thresholds=table, backend=backend, return_lse=True, return_stats=True),
     )
 
 
@@ -315,8 +307,7 @@ def test_autograd_is_refused(backend: str) -> None:
         bsfa.flash_attn_func(q, k, v, backend=backend)
     with torch.no_grad():
         assert not bsfa.flash_attn_func(q, k, v, backend=backend).requires_grad
-    policy = (None, None, True, None, None, None, *NO_ROW_POLICY)
-    out = torch.ops.bsfa.attention(q, k, v, *policy, 128, 64, "native", backend, False, False)[0]
+    out = torch.ops.bsfa.attention(q, k, v, **padded(backend=backend))[0]
     with pytest.raises(bsfa.UnsupportedError, match="no backward pass"):
         out.sum().backward()
 
@@ -325,10 +316,7 @@ def test_autograd_is_refused(backend: str) -> None:
     ("arguments", "name"),
     [
         ({"dropout_p": 0.1}, "dropout_p"),
-        ({"softcap": 30.0}, "softcap"),
         ({"alibi_slopes": torch.ones(4)}, "alibi_slopes"),
-        ({"block_table": torch.zeros(1, 1)}, "block_table"),
-        ({"return_attn_probs": True}, "return_attn_probs"),
         ({"window_size": (4, 4)}, "window_size"),
     ],
 )

@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import bsfa
+from operator_arguments import padded
 
 torch.manual_seed(0)
 
@@ -23,7 +24,7 @@ def _operands(batch: int, seqlen: int, dim: int = 16) -> tuple[Tensor, Tensor, T
 
 def _by_operator(q: Tensor, k: Tensor, v: Tensor, thresholds: Tensor | None) -> tuple[Tensor, ...]:
     return torch.ops.bsfa.attention(
-        q, k, v, thresholds, None, True, None, None, None, 128, 64, "native", "", True, True
+        q, k, v, **padded(thresholds=thresholds, return_lse=True, return_stats=True)
     )
 
 

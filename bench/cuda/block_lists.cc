@@ -14,12 +14,15 @@
 #include <vector>
 
 #include "bsfa/attention.hpp"
+#include "bsfa/selection.hpp"
 #include "source_tree.hpp"
 
-// Block lists against the own dense form on one card: causal, batch 1, 32 query and 8 key/value
+// Block lists, and the sampled selector, against the own dense form on one card: causal, batch 1, 32 query and 8 key/value
 // heads, head_dim 128, bf16. A list for each query head and query block, ascending, of a share of
 // the visible blocks: at random, or in runs of four that a group's heads and four neighbouring
-// query blocks share ("structured"). Block 0 and the diagonal are always among them.
+// query blocks share ("structured"). Block 0 and the diagonal are always among them. "select r" is
+// the selector alone, with r rows of each query block, and "r + lists" is that followed by attention
+// over random lists: what selection and attention of that density cost together.
 //
 // First the result is checked: with lists of all blocks the output has to be the dense one's to the
 // bit, and with the kept blocks of a gated call to a few units in the last place the gated one's.
@@ -37,6 +40,11 @@ using namespace bsfa;
 
 constexpr std::int64_t kHeads = 32, kKeyHeads = 8, kDim = 128, kSamples = 7;
 constexpr double kSampleMs = 12;
+
+[[noreturn]] void fail(const std::string& what) {
+  std::fprintf(stderr, "error: %s\n", what.c_str());
+  std::exit(1);
+}
 
 void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
@@ -82,6 +90,17 @@ float from_bf16(std::uint16_t x) {
   float value;
   std::memcpy(&value, &bits, sizeof value);
   return value;
+}
+
+// NaN if any is.
+double largest_difference(const std::vector<std::uint16_t>& a,
+                          const std::vector<std::uint16_t>& b) {
+  double worst = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    const double difference = std::abs(from_bf16(a[i]) - from_bf16(b[i]));
+    worst = difference <= worst ? worst : difference;
+  }
+  return worst;
 }
 
 std::vector<std::uint16_t> random_tensor(std::int64_t elements, float scale, std::uint64_t seed) {
@@ -164,7 +183,10 @@ Lists drawn_lists(std::int64_t tokens, double density, bool structured) {
 struct Contender {
   std::string name;
   double density = 1;
+  bool attends = true;
   AttentionParams params;
+  bool selects = false;
+  SelectBlocksParams selection;
   std::vector<Device> owned;
   std::vector<double> ms;
 
@@ -173,6 +195,33 @@ struct Contender {
     owned.emplace_back(bytes);
     params.workspace = owned.back().as<void>();
     params.workspace_bytes = bytes;
+    if (!selects) return;
+    const SelectionPlan planned = plan_selection(selection);
+    if (!planned.status.ok()) fail(planned.status.message);
+    owned.emplace_back(planned.workspace_bytes);
+    selection.call.workspace = owned.back().as<void>();
+    selection.call.workspace_bytes = planned.workspace_bytes;
+  }
+  void run() const {
+    if (selects) select_blocks(selection);
+    if (attends) attention_forward(params);
+  }
+  // Lists of its own, which the attention that follows does not take.
+  void set_selector(std::int64_t rows, std::int64_t tokens) {
+    selects = true;
+    selection.call = params;
+    selection.selector.rows = rows;
+    selection.selector.coverage = 0.95f;
+    selection.selector.floor = 1;
+    selection.stride = tokens / 64;
+    const std::int64_t lists = kHeads * (tokens / 128);
+    owned.emplace_back(static_cast<std::size_t>(lists * selection.stride) * 4);
+    selection.indices = owned.back().as<std::int32_t>();
+    owned.emplace_back(static_cast<std::size_t>(lists) * 4);
+    selection.counts = owned.back().as<std::int32_t>();
+    owned.emplace_back(static_cast<std::size_t>(lists) * 4);
+    selection.left_out = {owned.back().as<float>(), {1, kHeads, tokens / 128}, {}};
+    set_contiguous(selection.left_out.shape, selection.left_out.stride);
   }
   void set_lists(const Lists& lists, std::int64_t tokens) {
     owned.emplace_back(lists.indices);
@@ -262,12 +311,24 @@ class Bench {
     kept.set_lists(of_mask, tokens_);
     kept.plan();
     const auto got = output_of(kept);
-    double worst = 0;
-    for (std::size_t i = 0; i < got.size(); ++i) {
-      const double difference = std::abs(from_bf16(got[i]) - from_bf16(expected[i]));
-      worst = difference <= worst ? worst : difference;
-    }
+    const double worst = largest_difference(got, expected);
     if (!(worst < 0.02)) fail("lists of a gated call's kept blocks differ from it");
+
+    // All of the attention: what no block is left out of is dense, but for what rounds to nothing.
+    Contender selected = contender("selected");
+    selected.set_selector(32, tokens_);
+    selected.selection.selector.coverage = 1;
+    selected.params.lists.indices = selected.selection.indices;
+    selected.params.lists.counts = selected.selection.counts;
+    selected.params.lists.stride = selected.selection.stride;
+    selected.params.lists.num_indices = kHeads * q_blocks * selected.selection.stride;
+    selected.params.lists.num_heads = kHeads;
+    selected.params.lists.q_blocks = q_blocks;
+    selected.plan();
+    select_blocks(selected.selection);
+    if (!(largest_difference(output_of(selected), output_of(dense)) < 0.02)) {
+      fail("lists that the selector made of all attention differ from dense");
+    }
     std::printf(
         "checked: all blocks give dense's bits; the %.2f that a gate keeps differ from it by "
         "%.1e at most\n",
@@ -284,6 +345,18 @@ class Bench {
         all.push_back(std::move(c));
       }
     }
+    for (const std::int64_t rows : {16, 32}) {
+      Contender alone = contender("select " + std::to_string(rows));
+      alone.set_selector(rows, tokens_);
+      alone.attends = false;
+      all.push_back(std::move(alone));
+      for (const double density : {0.24, 0.1}) {
+        Contender c = contender(std::to_string(rows) + " + lists");
+        c.set_selector(rows, tokens_);
+        c.set_lists(drawn_lists(tokens_, density, false), tokens_);
+        all.push_back(std::move(c));
+      }
+    }
     for (Contender& c : all) c.plan();
     cudaEvent_t begin, end;
     check(cudaEventCreate(&begin), "event");
@@ -294,7 +367,7 @@ class Bench {
         const int calls =
             sample < 0 ? 1 : std::max(1, static_cast<int>(std::ceil(kSampleMs / c.ms.front())));
         check(cudaEventRecord(begin), "record");
-        for (int i = 0; i < calls; ++i) attention_forward(c.params);
+        for (int i = 0; i < calls; ++i) c.run();
         check(cudaEventRecord(end), "record");
         check(cudaEventSynchronize(end), "attention");
         float ms = 0;
@@ -319,6 +392,7 @@ class Bench {
                          {"spread", (*high - *low) / ms},
                          {"speed_over_dense", dense / ms},
                          {"share", dense / ms * c.density}};
+      if (!c.attends) row = {{"lists", c.name}, {"ms", ms}, {"of_dense", ms / dense}};
       std::printf("%7lld %-11s density %.3f %9.3f ms  over dense %6.2f  share %.3f  spread %.2f\n",
                   static_cast<long long>(tokens_), c.name.c_str(), c.density, ms, dense / ms,
                   dense / ms * c.density, (*high - *low) / ms);
@@ -329,10 +403,6 @@ class Bench {
 
  private:
   std::int64_t size() const { return tokens_ * kHeads * kDim; }
-  [[noreturn]] static void fail(const char* what) {
-    std::fprintf(stderr, "error: %s\n", what);
-    std::exit(1);
-  }
 
   std::int64_t tokens_;
   Device q_, k_, v_, out_;

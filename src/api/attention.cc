@@ -1,52 +1,21 @@
 #include "bsfa/attention.hpp"
 
 #include "api/registry.hpp"
-#include "bsfa/calibration.hpp"
-#include "bsfa/text.hpp"
 #include "core/same_call.hpp"
 #include "core/status.hpp"
 
 namespace bsfa {
 namespace {
 
-constexpr std::size_t kWorkspaceAlignment = 256;
-
 // Fills plan and, unless it is null, call.
-Status plan_with(const Backend& backend, const Problem& problem, AttentionPlan* plan,
-                 std::unique_ptr<PlannedCall>* call) {
-  if (!backend.available()) return unsupported("not available here: ", backend.describe());
-  BSFA_RETURN_IF_ERROR(backend.plan(problem, plan, call));
-  plan->backend = backend.name;
-  return {};
-}
-
-// The plan of the backend that serves the problem. Every refusal is reported: a caller learns why
-// each candidate declined.
 Status plan_problem(const Problem& problem, AttentionPlan* plan,
                     std::unique_ptr<PlannedCall>* call) {
-  if (!problem.backend.empty()) {
-    const Backend* backend = nullptr;
-    BSFA_RETURN_IF_ERROR(find_backend(problem.backend, problem.device.type, &backend));
-    if (!backend->available()) {
-      return unsupported("backend ", quote(problem.backend),
-                         " is not available here: ", backend->describe());
-    }
-    return plan_with(*backend, problem, plan, call);
-  }
-  std::string reasons;
-  ErrorCode code = ErrorCode::kUnsupported;
-  for (const Backend* backend : registered_backends()) {
-    if (backend->device != problem.device.type || backend->priority < 0) continue;
-    const Status status = plan_with(*backend, problem, plan, call);
-    if (status.ok()) return {};
-    code = status.code;
-    reasons += (reasons.empty() ? "" : "; ") + std::string(backend->name) + ": " + status.message;
-  }
-  if (reasons.empty()) {
-    return unsupported("this build of bsfa has no backend for ",
-                       problem.device.type == DeviceType::kCpu ? "cpu" : "cuda", " tensors");
-  }
-  return {code, reasons};
+  return first_backend_that_serves(
+      problem.backend, problem.device.type, [&](const Backend& backend) -> Status {
+        BSFA_RETURN_IF_ERROR(backend.plan(problem, plan, call));
+        plan->backend = backend.name;
+        return {};
+      });
 }
 
 Status plan_call(const AttentionParams& params, Problem* problem, AttentionPlan* plan,
@@ -55,20 +24,6 @@ Status plan_call(const AttentionParams& params, Problem* problem, AttentionPlan*
   plan->q_blocks = problem->q_blocks;
   plan->kv_blocks = problem->kv_blocks;
   return plan_problem(*problem, plan, call);
-}
-
-Status check_workspace(const Problem& problem, const AttentionPlan& plan) {
-  if (problem.workspace_bytes < plan.workspace_bytes) {
-    return invalid_argument("workspace_bytes is ", problem.workspace_bytes, "; this call needs ",
-                            plan.workspace_bytes);
-  }
-  if (plan.workspace_bytes > 0 && problem.workspace == nullptr) {
-    return invalid_argument("workspace is null; this call needs ", plan.workspace_bytes, " bytes");
-  }
-  if (reinterpret_cast<std::uintptr_t>(problem.workspace) % kWorkspaceAlignment != 0) {
-    return invalid_argument("workspace is not aligned to ", kWorkspaceAlignment, " bytes");
-  }
-  return {};
 }
 
 void throw_if_error(const Status& status) {
@@ -95,7 +50,7 @@ void attention_forward(const AttentionParams& params) {
   Problem problem;
   std::unique_ptr<PlannedCall> call;
   throw_if_error(plan_call(params, &problem, &plan, &call));
-  throw_if_error(check_workspace(problem, plan));
+  throw_if_error(check_workspace(problem, plan.workspace_bytes));
   throw_if_error(check_memory(problem, plan.workspace_bytes));
   throw_if_error(call->run(problem));
 }
@@ -110,7 +65,7 @@ struct PreparedAttention::Impl {
     Problem moved;
     throw_if_error(move_problem(problem, now, &moved));
     throw_if_error(call->check_pointers(moved, params));
-    throw_if_error(check_workspace(moved, plan));
+    throw_if_error(check_workspace(moved, plan.workspace_bytes));
     throw_if_error(check_memory(moved, plan.workspace_bytes));
     throw_if_error(call->run(moved));
   }

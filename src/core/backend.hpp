@@ -6,6 +6,7 @@
 #include "bsfa/attention.hpp"
 #include "bsfa/calibration.hpp"
 #include "core/problem.hpp"
+#include "core/selection.hpp"
 
 namespace bsfa {
 
@@ -43,6 +44,11 @@ struct Backend {
   // Order statistics of block maxima for calibration: a service of the device, the same in all
   // backends of it. Null on the CPU, where the calibration layer has it.
   Status (*select_thresholds)(const SelectThresholdsParams& params);
+
+  // The sampled selector: refuses, or fills kernel and workspace_bytes; and runs what was planned.
+  // Both null where it is not served.
+  Status (*plan_selection)(const SelectionProblem& problem, SelectionPlan* plan);
+  Status (*select_blocks)(const SelectionProblem& problem);
 };
 
 }  // namespace bsfa

@@ -6,7 +6,6 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <type_traits>
 
 #include "core/block_lists.hpp"
 #include "core/block_order.hpp"
@@ -14,6 +13,7 @@
 #include "core/geometry.hpp"
 #include "core/tiles.hpp"
 #include "cpu/layout.hpp"
+#include "cpu/rows.hpp"
 
 // Two phases on the host's executor. First the keys and values of each KV head are packed into
 // panels of 64 keys, once for all query heads of its group. Then a task takes one query block of
@@ -24,29 +24,8 @@ namespace bsfa::cpu {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr float kLog2E = 1.44269504088896341f;
 constexpr std::int64_t kPanelsPerPackTask = 4;
 constexpr std::int64_t kRowsPerBlankTask = 256;
-
-// Beyond these, a difference of scores or the scale times log2(e) could leave the range of fp32
-// although no score does: the scores are then scaled before anything looks at them.
-constexpr float kLeastLateScale = 0x1p-64f;
-constexpr float kMostLateScale = 0x1p64f;
-
-static_assert(static_cast<int>(DType::kFloat32) == 0 && static_cast<int>(DType::kFloat16) == 1 &&
-              static_cast<int>(DType::kBFloat16) == 2);  // as SourceRows::dtype
-
-template <typename T>
-T* at(void* base, std::size_t offset) {
-  return reinterpret_cast<T*>(static_cast<char*>(base) + offset);
-}
-
-template <typename Pointer>
-Pointer element(Pointer data, DType dtype, std::int64_t index) {
-  using Byte =
-      std::conditional_t<std::is_const_v<std::remove_pointer_t<Pointer>>, const char, char>;
-  return static_cast<Byte*>(data) + index * dtype_size(dtype);
-}
 
 // One panel of a key block, as seen by the rows of a task.
 struct PanelWork {
@@ -96,11 +75,8 @@ class Call {
         round_bf16_(round_bf16),
         layout_(layout),
         units_(at<Unit>(problem.workspace, layout_.units)),
-        panels_(at<PackedPanels>(problem.workspace, layout_.panels)) {
-    scale_early_ = problem.softcap > 0 || *problem.softmax_scale < kLeastLateScale ||
-                   *problem.softmax_scale > kMostLateScale;
-    score_scale_ = scale_early_ ? 1.0f : *problem.softmax_scale;
-    scale_log2_ = score_scale_ * kLog2E;
+        panels_(at<PackedPanels>(problem.workspace, layout_.panels)),
+        scale_(problem) {
     skip_level_ = static_cast<float>(std::log(double{problem.policy.skip_lambda}));
   }
 
@@ -248,22 +224,18 @@ class Call {
       const Sequence s = sequence_at(sequences_, owner - all);
       const std::int64_t panel = owner->begin + stored - owner->first;
       const std::int64_t keys = std::min<std::int64_t>(kPanelKeys, s.seqlen_k - panel * kPanelKeys);
-      kernels_.pack_k(source_rows(problem_.k, s, panel, kv_head), keys, problem_.head_dim,
+      kernels_.pack_k(panel_rows(problem_.k, s, panel, kv_head), keys, problem_.head_dim,
                       round_bf16_, k_panel(kv_head, stored));
       const bool not_finite =
-          kernels_.pack_v(source_rows(problem_.v, s, panel, kv_head), 0, keys, problem_.head_dim_v,
+          kernels_.pack_v(panel_rows(problem_.v, s, panel, kv_head), 0, keys, problem_.head_dim_v,
                           layout_.padded_dim_v, round_bf16_, v_panel(kv_head, stored));
       *v_not_finite(kv_head, stored) = not_finite ? 1 : 0;
     }
   }
 
-  static SourceRows source_rows(const TensorView& tensor, const Sequence& s, std::int64_t panel,
-                                std::int64_t kv_head) {
-    const std::int64_t row = s.k_begin + panel * kPanelKeys;
-    const std::int64_t index =
-        s.batch * tensor.stride[0] + row * tensor.stride[1] + kv_head * tensor.stride[2];
-    return {element(tensor.data, tensor.dtype, index), tensor.stride[1],
-            static_cast<int>(tensor.dtype)};
+  static SourceRows panel_rows(const TensorView& tensor, const Sequence& s, std::int64_t panel,
+                               std::int64_t kv_head) {
+    return source_rows(tensor, s.batch, s.k_begin + panel * kPanelKeys, kv_head);
   }
 
   void* k_panel(std::int64_t kv_head, std::int64_t stored) const {
@@ -308,9 +280,7 @@ class Call {
   PackedPanels* const panels_;
   std::int64_t num_units_ = 0;
   std::int64_t num_panels_ = 0;
-  bool scale_early_ = false;  // scores are stored with softmax_scale and softcap applied
-  float score_scale_ = 1;     // what a stored score is multiplied by
-  float scale_log2_ = 1;
+  const ScoreScale scale_;
   float skip_level_ = 0;  // what a row may lie below its largest score so far
 };
 
@@ -359,7 +329,7 @@ BlockStatistic Call::score(const PanelWork& work, const void* q, const void* k,
                            const Upcoming& upcoming) const {
   const BlockStatistic statistic = kernels_.scores(
       q, k, layout_.steps, work.row_begin, work.row_end, upcoming, work.scores, work.row_max);
-  if (!work.partial && !scale_early_) return statistic;
+  if (!work.partial && !scale_.early) return statistic;
   static constexpr auto kNone = [] {
     std::array<int, kMaxRows> bounds{};
     return bounds;
@@ -371,7 +341,7 @@ BlockStatistic Call::score(const PanelWork& work, const void* q, const void* k,
   }();
   return kernels_.mask(work.row_begin, work.row_end, work.partial ? work.lo : kNone.data(),
                        work.partial ? work.hi : kAll.data(),
-                       scale_early_ ? *problem_.softmax_scale : 1.0f, problem_.softcap, work.scores,
+                       scale_.early ? *problem_.softmax_scale : 1.0f, problem_.softcap, work.scores,
                        work.row_max);
 }
 
@@ -400,7 +370,7 @@ SoftmaxState Call::softmax_state(char* scratch) const {
 }
 
 void Call::carry(Sums* sums) const {
-  kernels_.carry(sums->rows, !sums->carried, scale_log2_, sums->state);
+  kernels_.carry(sums->rows, !sums->carried, scale_.log2, sums->state);
   sums->carried = true;
 }
 
@@ -421,18 +391,18 @@ void Call::add(const PanelWork& work, const Sequence& s, std::int64_t kv_head, s
   if (sums->group >= 0 && sums->group != group) carry(sums);
   sums->group = group;
   const SoftmaxState& state = sums->state;
-  kernels_.softmax_step(work.row_begin, work.row_end, work.row_max, scale_log2_, state);
+  kernels_.softmax_step(work.row_begin, work.row_end, work.row_max, scale_.log2, state);
   if (!work.partial || *v_not_finite(kv_head, stored) == 0) {
     kernels_.add_values(work.row_begin, work.row_end, work.key_begin, work.key_end, work.scores,
-                        scale_log2_, v_panel(kv_head, stored), state);
+                        scale_.log2, v_panel(kv_head, stored), state);
     return;
   }
   // A value that is NaN or infinite reaches only the rows that see it: a weight of 0 would not keep
   // it from the others. So each row gets a panel of what it sees.
   for (int row = work.row_begin; row < work.row_end; ++row) {
-    kernels_.pack_v(source_rows(problem_.v, s, work.panel, kv_head), work.lo[row], work.hi[row],
+    kernels_.pack_v(panel_rows(problem_.v, s, work.panel, kv_head), work.lo[row], work.hi[row],
                     problem_.head_dim_v, layout_.padded_dim_v, round_bf16_, spare_v);
-    kernels_.add_values(row, row + 1, work.lo[row], work.hi[row], work.scores, scale_log2_, spare_v,
+    kernels_.add_values(row, row + 1, work.lo[row], work.hi[row], work.scores, scale_.log2, spare_v,
                         state);
   }
 }
@@ -459,7 +429,7 @@ void Call::complete_reference(const Sums& sums, RowGate* gate) const {
     double sum = lanes(state.sum);
     if (sums.carried) {
       const float rise = state.total_reference[row] - state.subtract[row];
-      sum += lanes(state.total_sum) * std::exp2(double{rise} * double{scale_log2_});
+      sum += lanes(state.total_sum) * std::exp2(double{rise} * double{scale_.log2});
     }
     gate->reference[row] = state.subtract[row];
     gate->factor[row] = static_cast<float>(1 / sum);
@@ -472,7 +442,7 @@ bool Call::keeps_mass(const BlockWork& block, float level, const RowGate& gate) 
   const float* const row_max = block.panels[0].row_max;
   const float* const other_max = block.panels[block.count - 1].row_max;
   const float mass =
-      kernels_.mass(gate.rows, row_max, other_max, scale_log2_, gate.reference, gate.factor);
+      kernels_.mass(gate.rows, row_max, other_max, scale_.log2, gate.reference, gate.factor);
   return keep_mass(mass, level, gate.rows);
 }
 
@@ -486,7 +456,7 @@ bool Call::keeps_skip_softmax(const BlockWork& block, RowGate* gate) const {
     }
     if (largest == -kInfinity) continue;  // sees nothing of the block
     float& running = gate->reference[row];
-    const float rise = (largest - running) * score_scale_;
+    const float rise = (largest - running) * scale_.late;
     keep = keep || !(rise < skip_level_);
     running = std::max(running, largest);
   }
@@ -512,13 +482,9 @@ void Call::attend(std::int64_t task, int worker) {
   Sums sums{state, count};
   RowGate gate = row_gate(scratch, count);
 
-  const TensorView& tensor = problem_.q;
   const std::int64_t first_row = s.q_begin + rows.begin;
-  kernels_.pack_q(
-      {element(tensor.data, tensor.dtype,
-               s.batch * tensor.stride[0] + first_row * tensor.stride[1] + head * tensor.stride[2]),
-       tensor.stride[1], static_cast<int>(tensor.dtype)},
-      count, problem_.head_dim, round_bf16_, q);
+  kernels_.pack_q(source_rows(problem_.q, s.batch, first_row, head), count, problem_.head_dim,
+                  round_bf16_, q);
 
   const std::int64_t block_row = unit.q_block - first_q_block(s, block_);
   if (problem_.kept_mask || problem_.block_max) clear_block_row(n, head, block_row);
@@ -598,7 +564,7 @@ void Call::attend(std::int64_t task, int worker) {
     }
     add_pending();
     const float block_max =
-        statistic.has_nan ? std::numeric_limits<float>::quiet_NaN() : statistic.max * score_scale_;
+        statistic.has_nan ? std::numeric_limits<float>::quiet_NaN() : statistic.max * scale_.late;
     const std::int64_t column = j - first_kv_block();
     if (problem_.block_max) *cell(problem_.block_max, n, head, block_row, column) = block_max;
     if (!keeps(j, block_max, block)) return;
@@ -650,7 +616,7 @@ void Call::attend(std::int64_t task, int worker) {
     lse_row = lse.data + s.batch * lse.stride[0] + head * lse.stride[1] + first_row * lse.stride[2];
   }
   kernels_.finish(
-      count, problem_.head_dim_v, score_scale_, finished(&sums),
+      count, problem_.head_dim_v, scale_.late, finished(&sums),
       problem_.sinks != nullptr ? problem_.sinks + head : nullptr,
       element(out.data, out.dtype,
               s.batch * out.stride[0] + first_row * out.stride[1] + head * out.stride[2]),

@@ -4,6 +4,7 @@
 #include "cpu/attention.hpp"
 #include "cpu/isa.hpp"
 #include "cpu/layout.hpp"
+#include "cpu/selection.hpp"
 
 namespace bsfa {
 namespace cpu {
@@ -36,19 +37,24 @@ Status check_policy(PolicyKind kind) {
                      "; backend cpu takes dense, threshold, sliding_window, mass, skip_softmax");
 }
 
-Status choose(const Problem& problem, Choice* choice) {
+// What multiplies the operands, for attention and for the selector.
+Status choose_kernels(const Problem& problem, Choice* choice) {
   if (problem.page_table != nullptr) {
     return unsupported("page_table was given; backend cpu takes contiguous k and v");
   }
-  BSFA_RETURN_IF_ERROR(check_policy(problem.policy.kind));
   BSFA_RETURN_IF_ERROR(check_head_dim("head_dim", problem.head_dim));
-  BSFA_RETURN_IF_ERROR(check_head_dim("head_dim of v", problem.head_dim_v));
   choice->multiply = multiply_dtype(problem, false);
   const bool bfloat16 = choice->multiply == DType::kBFloat16;
   Isa isa = Isa::kBaseline;
   BSFA_RETURN_IF_ERROR(choose_isa(bfloat16, &isa));
   choice->kernels = &kernels_of(isa, bfloat16);
   return {};
+}
+
+Status choose(const Problem& problem, Choice* choice) {
+  BSFA_RETURN_IF_ERROR(check_policy(problem.policy.kind));
+  BSFA_RETURN_IF_ERROR(choose_kernels(problem, choice));
+  return check_head_dim("head_dim of v", problem.head_dim_v);
 }
 
 bool available() { return true; }
@@ -102,12 +108,35 @@ Status plan(const Problem& problem, AttentionPlan* plan, std::unique_ptr<Planned
   return {};
 }
 
+Status plan_selection(const SelectionProblem& problem, SelectionPlan* plan) {
+  Choice choice;
+  BSFA_RETURN_IF_ERROR(choose_kernels(problem, &choice));
+  plan->kernel = choice.kernels->name;
+  plan->workspace_bytes = selection_layout(problem, *choice.kernels).total;
+  return {};
+}
+
+Status select_blocks(const SelectionProblem& problem) {
+  Choice choice;
+  BSFA_RETURN_IF_ERROR(choose_kernels(problem, &choice));
+  run_selection(problem, *choice.kernels, selection_layout(problem, *choice.kernels),
+                choice.multiply == DType::kBFloat16);
+  return {};
+}
+
 }  // namespace
 }  // namespace cpu
 
 const Backend& cpu_backend() {
-  static const Backend backend{"cpu",         DeviceType::kCpu, 0,      cpu::available,
-                               cpu::describe, cpu::plan,        nullptr};
+  static const Backend backend{"cpu",
+                               DeviceType::kCpu,
+                               0,
+                               cpu::available,
+                               cpu::describe,
+                               cpu::plan,
+                               nullptr,
+                               cpu::plan_selection,
+                               cpu::select_blocks};
   return backend;
 }
 

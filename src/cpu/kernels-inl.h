@@ -310,6 +310,24 @@ struct Kernels {
     return Simd::reduce_add(total);
   }
 
+  static void weight_sums(int rows, const float* scores, const float* row_max, float scale_log2,
+                          float* sums) {
+    const F scale = Simd::set1(scale_log2);
+    for (int r = 0; r < rows; ++r) {
+      if (row_max[r] == kMinusInfinity) {
+        sums[r] = 0;
+        continue;
+      }
+      const F largest = Simd::set1(row_max[r]);
+      F sum = Simd::set1(0.0f);
+      for (int c = 0; c < kPanelKeys; c += kWidth) {
+        const F x = Simd::load(scores + r * kPanelKeys + c);
+        sum = Simd::add(sum, exp2(Simd::mul(Simd::sub(x, largest), scale)));
+      }
+      sums[r] = Simd::reduce_add(sum);
+    }
+  }
+
   // A reference is raised only by so much that weights halve at least: each raise rounds what was
   // summed before, and of many small ones the errors would add up.
   static void softmax_step(int row_begin, int row_end, const float* row_max, float scale_log2,
@@ -497,7 +515,7 @@ struct Kernels {
   }
 
   static constexpr KernelSet set(const char* name) {
-    return {name, 2 / kElements, pack_q,     pack_k, pack_v, scores,
-            mask, mass,          softmax_step, add_values, carry, finish};
+    return {name, 2 / kElements, pack_q,       pack_k,     pack_v, scores, mask,
+            mass, weight_sums,   softmax_step, add_values, carry,  finish};
   }
 };

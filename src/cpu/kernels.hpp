@@ -85,6 +85,9 @@ struct KernelSet {
   // NaN.
   float (*mass)(int rows, const float* row_max, const float* other_max, float scale_log2,
                 const float* reference, const float* factor);
+  // sums[r] = the sum of exp2((scores - row_max) * scale_log2) over a panel; 0 where row_max is -inf.
+  void (*weight_sums)(int rows, const float* scores, const float* row_max, float scale_log2,
+                      float* sums);
   // Raises state.reference where row_max stands above it by more than a factor of 2 in the weights,
   // and fills state.rescale.
   void (*softmax_step)(int row_begin, int row_end, const float* row_max, float scale_log2,

@@ -1,27 +1,9 @@
 #include "cpu/layout.hpp"
 
 #include "core/gate.hpp"
+#include "cpu/offsets.hpp"
 
 namespace bsfa::cpu {
-namespace {
-
-constexpr std::size_t kAlignment = 256;
-
-class Offsets {
- public:
-  std::size_t take(std::size_t bytes) {
-    const std::size_t at = end_;
-    end_ = (end_ + bytes + kAlignment - 1) / kAlignment * kAlignment;
-    return at;
-  }
-  std::size_t end() const { return end_; }
-
- private:
-  std::size_t end_ = 0;
-};
-
-}  // namespace
-
 WorkspaceLayout workspace_layout(const Problem& problem, const KernelSet& kernels) {
   const SequenceLayout& sequences = problem.sequences;
   const std::int64_t count = sequences.num_sequences;

@@ -5,6 +5,7 @@
 #include "core/numeric.hpp"
 #include "core/status.hpp"
 #include "reference/oracle.hpp"
+#include "reference/selection.hpp"
 
 // The oracle behind the public API, for whoever wants to compare: only when named, never chosen.
 
@@ -119,8 +120,15 @@ Status plan(const Problem& problem, AttentionPlan* plan, std::unique_ptr<Planned
 }  // namespace
 
 const Backend& reference_backend() {
-  static const Backend backend{"reference", DeviceType::kCpu, -1, available, describe,
-                               plan,        nullptr};
+  static const Backend backend{"reference",
+                               DeviceType::kCpu,
+                               -1,
+                               available,
+                               describe,
+                               plan,
+                               nullptr,
+                               plan_oracle_selection,
+                               run_oracle_selection};
   return backend;
 }
 

@@ -142,6 +142,16 @@ std::string kernel_text(const Problem& problem) {
          std::to_string(block.kv) + "x" + std::to_string(problem.head_dim);
 }
 
+int section_kv_heads(const Problem& problem, const DeviceFacts& facts, int tensors) {
+  // Half of the L2 for the heads under way; the rest is for what passes.
+  const SequenceLayout& layout = problem.sequences;
+  const std::int64_t head_bytes =
+      std::max<std::int64_t>(2 * tensors * layout.max_seqlen_k * problem.head_dim, 1);
+  const std::int64_t kv_heads =
+      std::max<std::int64_t>(layout.num_sequences * problem.num_heads_kv, 1);
+  return static_cast<int>(section_heads(kv_heads, facts.l2_bytes / 2 / head_bytes));
+}
+
 KernelParams kernel_params(const Problem& problem, const DeviceFacts& facts) {
   const SequenceLayout& layout = problem.sequences;
   KernelParams p{};
@@ -150,12 +160,7 @@ KernelParams kernel_params(const Problem& problem, const DeviceFacts& facts) {
   p.num_heads_q = static_cast<int>(problem.num_heads_q);
   p.group = static_cast<int>(problem.group);
   p.q_blocks = static_cast<int>(problem.q_blocks);
-  // Half of the L2 for the keys and values of the heads under way; the rest is for what passes.
-  const std::int64_t head_bytes =
-      std::max<std::int64_t>(2 * 2 * layout.max_seqlen_k * problem.head_dim, 1);
-  const std::int64_t kv_heads =
-      std::max<std::int64_t>(layout.num_sequences * problem.num_heads_kv, 1);
-  p.section_kv_heads = static_cast<int>(section_heads(kv_heads, facts.l2_bytes / 2 / head_bytes));
+  p.section_kv_heads = section_kv_heads(problem, facts, 2);
   p.softmax_scale = *problem.softmax_scale;
   p.scale_log2 = *problem.softmax_scale * 1.44269504088896340736f;
   p.slack = kSoftmaxSlack / p.scale_log2;

@@ -26,6 +26,10 @@ std::string kernel_text(const Problem& problem);
 // Which form of a kernel serves the problem.
 Form form_of(const Problem& problem);
 
+// Key/value heads worked on at a time, so that `tensors` of theirs (keys; keys and values) stay in
+// the L2.
+int section_kv_heads(const Problem& problem, const DeviceFacts& facts, int tensors);
+
 // With the workspace as the tile counter.
 KernelParams kernel_params(const Problem& problem, const DeviceFacts& facts);
 

@@ -226,4 +226,10 @@ __device__ __forceinline__ float exp2_approx(float x) {
   return result;
 }
 
+__device__ __forceinline__ float log2_approx(float x) {
+  float result;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
 }  // namespace bsfa::cuda

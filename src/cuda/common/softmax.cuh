@@ -94,6 +94,25 @@ __device__ __forceinline__ std::uint32_t pack(float low, float high) {
   return result;
 }
 
+// Whether scores of a row have to be centred, and then exponents have no shift. A row that has seen
+// nothing has none either: all its scores are -inf.
+__device__ __forceinline__ bool is_far(float reference, float far) {
+  return fabsf(reference) >= far;
+}
+
+// Takes the references of rows that are far off their scores.
+__device__ __forceinline__ void centre_far(float* s, const float (&reference)[2], float far) {
+#pragma unroll
+  for (int row = 0; row < 2; ++row) {
+    if (!is_far(reference[row], far) || reference[row] == -INFINITY) continue;
+#pragma unroll
+    for (int c = 0; c < 8; ++c) {
+      s[4 * c + 2 * row] -= reference[row];
+      s[4 * c + 2 * row + 1] -= reference[row];
+    }
+  }
+}
+
 // The running softmax of a thread's two rows.
 //
 // Probabilities are exp2(score * scale_log2 - reference * scale_log2); the reference follows the
@@ -117,23 +136,9 @@ struct RunningSoftmax {
     }
   }
 
-  // Whether scores of a row have to be centred, and then exponents have no shift. A row that has
-  // seen nothing has none either: all its scores are -inf.
-  static __device__ __forceinline__ bool is_far(float reference, float far) {
-    return fabsf(reference) >= far;
-  }
-
   // Takes the references of rows that are far off their scores.
   __device__ __forceinline__ void centre(float* s, float far) const {
-#pragma unroll
-    for (int row = 0; row < 2; ++row) {
-      if (!is_far(reference[row], far) || reference[row] == -INFINITY) continue;
-#pragma unroll
-      for (int c = 0; c < 8; ++c) {
-        s[4 * c + 2 * row] -= reference[row];
-        s[4 * c + 2 * row + 1] -= reference[row];
-      }
-    }
+    centre_far(s, reference, far);
   }
 
   // Scores, centred where that is needed, become probabilities, packed in pairs in the first 16

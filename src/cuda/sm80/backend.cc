@@ -182,7 +182,7 @@ const Backend& cuda_sm80_backend() {
   namespace family = cuda::sm80;
   static const Backend backend{
       "cuda-sm80",  DeviceType::kCuda,      80, family::available, family::describe,
-      family::plan, cuda::select_thresholds};
+      family::plan, cuda::select_thresholds, nullptr, nullptr};
   return backend;
 }
 

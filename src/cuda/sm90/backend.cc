@@ -11,6 +11,7 @@
 #include "cuda/common/order_statistics.hpp"
 #include "cuda/common/prepare.hpp"
 #include "cuda/sm90/launch.hpp"
+#include "cuda/sm90/select_blocks.hpp"
 #include "cuda/sm90/tensor_map.hpp"
 
 // cuda-sm90: what it serves, and how a call becomes launches.
@@ -209,8 +210,15 @@ Status plan(const Problem& problem, AttentionPlan* plan, std::unique_ptr<Planned
 }  // namespace
 
 const Backend& cuda_sm90_backend() {
-  static const Backend backend{"cuda-sm90", DeviceType::kCuda,      90, available, describe,
-                               plan,        cuda::select_thresholds};
+  static const Backend backend{"cuda-sm90",
+                               DeviceType::kCuda,
+                               90,
+                               available,
+                               describe,
+                               plan,
+                               cuda::select_thresholds,
+                               cuda::sm90::plan_selection,
+                               cuda::sm90::select_blocks};
   return backend;
 }
 

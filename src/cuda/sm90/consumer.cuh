@@ -422,8 +422,8 @@ struct Consumer : Loader<C> {
       limit = fminf(limit, fminf(running.reference[0], running.reference[1]) + slack);
       // Far rows come here with every block.
       const float far = args.params.far;
-      if (RunningSoftmax::is_far(running.reference[0], far) ||
-          RunningSoftmax::is_far(running.reference[1], far)) {
+      if (is_far(running.reference[0], far) ||
+          is_far(running.reference[1], far)) {
         running.centre(s[half], far);
         limit = -INFINITY;
       }

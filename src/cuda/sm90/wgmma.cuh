@@ -107,6 +107,27 @@ __device__ __forceinline__ void wgmma_shared(float (&d)[32], std::uint64_t a, st
 
 #undef BSFA_WGMMA
 
+// The same with A from registers, packed pairs.
+#define BSFA_WGMMA(TYPE)                                                             \
+  asm volatile(                                                                      \
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"                                   \
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32." TYPE "." TYPE " {" BSFA_NAMES_32 \
+      "}, {%32, %33, %34, %35}, %36, p, 1, 1, 0;\n}\n"                              \
+      : BSFA_ACCUMULATORS_32(d)                                                      \
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kFirst ? 0 : 1))
+
+template <typename T, bool kFirst>
+__device__ __forceinline__ void wgmma_registers(float (&d)[32], const std::uint32_t* a,
+                                                std::uint64_t b) {
+  if constexpr (std::is_same_v<T, __half>) {
+    BSFA_WGMMA("f16");
+  } else {
+    BSFA_WGMMA("bf16");
+  }
+}
+
+#undef BSFA_WGMMA
+
 // D += A B with A from registers, packed pairs kept as floats, and B in shared memory as [K][N].
 #define BSFA_WGMMA(N, TYPE, ACCUMULATORS, NAMES, A, B)                                           \
   asm volatile("wgmma.mma_async.sync.aligned.m64" N "k16.f32." TYPE "." TYPE " {" NAMES "}, {" A \

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +15,16 @@ from torch import Tensor
 from bsfa import _core
 from bsfa._core import Calibration, ThresholdTable, same_file, select_thresholds, version
 from bsfa.errors import FileError, InvalidArgumentError, OtherModelWarning
-from bsfa.hf import api
-from bsfa.hf.attention import MIN_QUERIES, NAME
 from bsfa.hf.masks import MaskPlan
-from bsfa.hf.state import Settings, State, drop_state, find_state, put_state
+from bsfa.hf.models import (
+    MIN_QUERIES,
+    decoder_of,
+    installed,
+    model_shape,
+    previous_of,
+    text_config,
+)
+from bsfa.hf.state import Settings, State
 from bsfa.identity import fingerprint
 
 __all__ = ["Sample", "calibrate", "read_samples"]
@@ -118,9 +123,14 @@ class _Collector:
         self._selected: list[tuple[int, int, Tensor]] = []
 
     def __call__(
-        self, layer: int, plan: MaskPlan | None, block_max: Tensor | None, rows: int
+        self, layer: int | None, plan: MaskPlan | None, block_max: Tensor | None, rows: int
     ) -> None:
         """block_max: float32 [1, heads, q blocks, kv blocks]; None where the gate cannot be."""
+        if layer is None:
+            raise InvalidArgumentError(
+                "the model makes attention calls in this pass that it did not make in a short one; "
+                "thresholds cannot be indexed by them"
+            )
         if block_max is None:
             # A windowed layer, or one that fell back: it stays as it is.
             self.ungated.add(layer)
@@ -149,33 +159,6 @@ class _Collector:
         """Forgets the sample under way."""
         self.calibration.drop_sample()
         self._selected.clear()
-
-
-@contextlib.contextmanager
-def _observed(model: Any, observer: _Collector, compute_type: str, backend: str) -> Iterator[State]:
-    """The model in dense mode with an observer; afterwards as it was."""
-    config = api.text_config(model)
-    before, implementation = find_state(config), config._attn_implementation
-    shape = api.model_shape(model)
-    # Not `enable`: the environment and an earlier table have no say here.
-    previous = before.previous if before is not None else implementation or "eager"
-    if previous == NAME:
-        previous = "sdpa"
-    state = State(Settings(shape, "dense", None, None), previous, shape, compute_type, backend)
-    state.observer = observer
-    put_state(config, state)
-    training = model.training
-    try:
-        api._switch(model, config, NAME)
-        model.eval()
-        yield state
-    finally:
-        model.train(training)
-        if before is not None:
-            put_state(config, before)
-        else:
-            drop_state(config)
-        api._switch(model, config, implementation)
 
 
 def _beside(path: str, suffix: str) -> str:
@@ -243,7 +226,6 @@ def calibrate(
 
     Layers that the gate does not serve (the model's own window, a softcap) get -inf: dense.
     """
-    shape = api.model_shape(model)
     budgets = sorted(set(budgets))
     if recommend is not None and recommend not in budgets:
         raise InvalidArgumentError(f"recommend is {recommend}; accepted: one of budgets {budgets}")
@@ -258,6 +240,7 @@ def calibrate(
             f"out and partial are one file, {partial}; its sums would be lost"
         )
     tokens = _token_ids(data, tokenizer, max_seqlen)
+    shape = model_shape(model, counted=True)
     calibration = Calibration(
         budgets=budgets,
         softmax_scale=shape.softmax_scale,
@@ -276,16 +259,27 @@ def calibrate(
             _resume(calibration, resume, allow_other_model)
 
     collector = _Collector(calibration, budgets, shape.num_heads_q)
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
-    device = model.get_input_embeddings().weight.device
-    with _observed(model, collector, compute_type, backend), torch.inference_mode():
+    weights = model.get_input_embeddings().weight
+    # Weights that are elsewhere until they are needed bring what they are given to their device.
+    device = torch.device("cpu") if weights.is_meta else weights.device
+    # Not `enable`: the environment and an earlier table have no say here.
+    state = State(
+        Settings(shape, "dense", None, None),
+        previous_of(model),
+        shape,
+        text_config(model),
+        compute_type,
+        backend,
+    )
+    state.observer = collector
+    with installed(model, state), torch.inference_mode():
         for index in range(calibration.num_samples, len(tokens)):
             name, ids = tokens[index]
             if progress is not None:
                 progress(index, len(tokens), name)
             calibration.begin_sample(name, len(ids))
             try:
-                decoder(input_ids=ids[None].to(device), use_cache=False)
+                decoder_of(model)(input_ids=ids[None].to(device), use_cache=False)
                 collector.end_sample()
                 if len(collector.ungated) == shape.num_layers:  # the next samples are no better
                     raise InvalidArgumentError(

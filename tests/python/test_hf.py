@@ -447,10 +447,10 @@ def test_an_enabled_model_saves_and_is_freed(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     assert "bsfa" not in (tmp_path / "config.json").read_text()
     key = id(model.config)
-    assert key in state.STATES
+    assert key in state.SWITCHED
     del model
     gc.collect()
-    assert key not in state.STATES
+    assert key not in state.SWITCHED
 
 
 def test_a_sequence_without_tokens_and_chunks_of_a_padded_batch() -> None:
@@ -584,7 +584,8 @@ def test_padding_inside_falls_back_under_the_compiler_too() -> None:
     torch.testing.assert_close(after, before, atol=2e-4, rtol=1e-4)
 
 
-def test_a_placeholder_survives_a_copy_and_is_never_taken_for_a_mask() -> None:
+def test_a_placeholder_survives_copies_and_has_the_values_of_the_mask() -> None:
+    model = tiny_model("llama", attention="eager")
     arguments = {
         "batch_size": 1,
         "q_length": 64,
@@ -593,17 +594,31 @@ def test_a_placeholder_survives_a_copy_and_is_never_taken_for_a_mask() -> None:
         "kv_offset": 0,
         "mask_function": masks.masking_utils.sliding_window_causal_mask_function(9),
         "attention_mask": None,
+        "device": torch.device("cpu"),
+        "dtype": torch.float32,
     }
     plan = masks.make_plan(arguments)
     assert plan is not None
     assert plan.window == 9
-    mask = masks.placeholder(plan)
-    assert masks.find_plan(mask.clone()) is plan
+    mask = masks.placeholder(plan, "sdpa", model.config)
+    assert (mask.shape, mask.dtype) == ((1, 1, 64, 64), torch.bool)
+    for same in (mask.clone(), mask.to("cpu", copy=True), mask[:, :, :, :64], mask.contiguous()):
+        assert masks.find_plan(same) is plan
+    rows = torch.arange(64)
+    away = rows[:, None] - rows[None]
+    expected = (away >= 0) & (away < 9)
+    assert torch.equal(mask[0, 0, :, 3:], expected[:, 3:])
+    assert torch.equal(torch.where(mask, 1.0, 2.0)[0, 0], torch.where(expected, 1.0, 2.0))
     q = torch.randn(1, 1, 64, 8)
+    attend = torch.nn.functional.scaled_dot_product_attention
+    torch.testing.assert_close(attend(q, q, q, attn_mask=mask), attend(q, q, q, expected))
+    # What stands for a plan in a compiled graph is an error where it is taken for a mask.
+    number = masks.traced_placeholder(plan)
+    assert masks.find_plan(number.clone()) is plan
     with pytest.raises(RuntimeError):
-        torch.nn.functional.scaled_dot_product_attention(q, q, q, attn_mask=mask)
+        attend(q, q, q, attn_mask=number)
     with pytest.raises(RuntimeError):
-        q @ q.transpose(2, 3) + mask
+        q @ q.transpose(2, 3) + number
     other = masks.masking_utils.chunked_causal_mask_function(8, torch.zeros(1, dtype=torch.int))
     assert masks.make_plan({**arguments, "mask_function": other}) is None
     widened = masks.masking_utils.or_masks(

@@ -21,7 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from bsfa._core import Calibration, ThresholdTable, select_thresholds, version
 from bsfa.errors import UnsupportedError
-from bsfa.hf import api
+from bsfa.hf import models
 from bsfa.identity import fingerprint
 from bsfa.ops import run_attention
 
@@ -83,7 +83,8 @@ def _attention(
     attention_mask: Tensor | None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    index = int(getattr(module, "layer_idx", 0) or 0)
+    probe = _ACTIVE[-1]
+    index = probe.calls  # each probe sees one forward pass
     window = kwargs.get("sliding_window")
     for what, found in (
         ("a window", window is not None and window < key.shape[2]),
@@ -97,7 +98,6 @@ def _attention(
             )
     scale = kwargs.get("scaling")
     q, k, v = (t.transpose(1, 2).contiguous() for t in (query, key, value))
-    probe = _ACTIVE[-1]
     probe.calls += 1
     return probe.layer(index, q, k, v, q.shape[-1] ** -0.5 if scale is None else scale), None
 
@@ -153,18 +153,18 @@ class Measurer:
     dense: dict[str, Dense] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.shape = api.model_shape(self.model)
+        self.shape = models.model_shape(self.model, counted=True)
         self.weights = fingerprint(self.model)
         self.device = self.model.get_input_embeddings().weight.device
 
     @contextlib.contextmanager
     def _probing(self, layer: Layer) -> Iterator[_Probe]:
-        config = api.text_config(self.model)
+        config = models.text_config(self.model)
         before = config._attn_implementation
         probe = _Probe(layer)
         _ACTIVE.append(probe)
         try:
-            api._switch(self.model, config, NAME)
+            models.switch(self.model, config, NAME)
             with torch.inference_mode():
                 yield probe
             if probe.calls == 0:
@@ -173,7 +173,7 @@ class Measurer:
                     "AttentionInterface, so its blocks cannot be seen"
                 )
         finally:
-            api._switch(self.model, config, before)
+            models.switch(self.model, config, before)
             _ACTIVE.pop()
 
     def _path(self, ids: Tensor, block: Block) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from bsfa.eval import results
-from bsfa.hf.api import model_shape, text_config
+from bsfa.hf.models import model_shape, text_config
 from bsfa.provenance import built_from
 
 __all__ = ["context_of", "describe_device", "describe_model", "make_header", "versions"]
@@ -27,7 +27,7 @@ def context_of(model: Any) -> int | None:
 def describe_model(model: Any, name: str | None = None) -> results.Model:
     """The shape of a model of Transformers."""
     config = text_config(model)
-    shape = model_shape(model)
+    shape = model_shape(model, counted=True)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // shape.num_heads_q
     return results.Model(
         name or os.path.basename(os.path.normpath(shape.name)),

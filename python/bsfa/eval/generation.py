@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from bsfa.errors import DeviceError, UnsupportedError
-from bsfa.hf.api import text_config
-from bsfa.hf.state import find_state
+from bsfa.hf.models import state_of, text_config
 
 __all__ = [
     "Answers",
@@ -40,7 +39,7 @@ class Answers:
 
 
 def _counts(model: Any) -> tuple[Tensor | None, Tensor | None]:
-    state = find_state(text_config(model))
+    state = state_of(model)
     if state is None:
         return None, None
     return state.block_counts()

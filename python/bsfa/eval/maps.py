@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,8 +11,8 @@ from torch import Tensor
 
 from bsfa.errors import InvalidArgumentError
 from bsfa.eval.generation import attention_wrapped
-from bsfa.hf.api import text_config
-from bsfa.hf.state import find_state
+from bsfa.hf.marks import mark_on
+from bsfa.hf.models import state_of
 from bsfa.ops import run_attention
 
 __all__ = ["kept_map"]
@@ -20,7 +21,7 @@ __all__ = ["kept_map"]
 @torch.inference_mode()
 def kept_map(model: Any, prompt: Sequence[int], layer: int, head: int) -> list[list[bool]]:
     """Kept blocks [query blocks][key/value blocks] of a model that bsfa.enable has set up."""
-    state = find_state(text_config(model))
+    state = state_of(model)
     if state is None:
         raise InvalidArgumentError("model is not enabled; call bsfa.enable(model, ...) first")
     if not (0 <= layer < state.shape.num_layers and 0 <= head < state.shape.num_heads_q):
@@ -29,12 +30,16 @@ def kept_map(model: Any, prompt: Sequence[int], layer: int, head: int) -> list[l
             f"0 to {state.shape.num_heads_q - 1}"
         )
     found: list[Tensor] = []
+    calls: Counter[int] = Counter()  # of each attention module in this one forward pass
 
     def watching(function: Any) -> Any:
         def watch(
             module: Any, query: Tensor, key: Tensor, value: Tensor, *a: Any, **kw: Any
         ) -> Any:
-            if getattr(module, "layer_idx", None) == layer:
+            mark = mark_on(module)
+            call = (-1, 0) if mark is None else (mark.position, calls[mark.position])
+            calls[call[0]] += 1
+            if state.row(call) == layer:
                 kv_head = head // (query.shape[1] // key.shape[1])
                 q = query[:, head : head + 1].transpose(1, 2)
                 k, v = (t[:, kv_head : kv_head + 1].transpose(1, 2) for t in (key, value))

@@ -36,8 +36,7 @@ from bsfa.eval.provenance import categories_of
 from bsfa.eval.results import Density, Failed, Key, Map, Point, Prompt
 from bsfa.eval.tasks import Generator, Sample, Task, find_tasks, score
 from bsfa.eval.text import Haystack
-from bsfa.hf.api import text_config
-from bsfa.hf.attention import NAME
+from bsfa.hf.models import NAME, text_config
 
 __all__ = ["MODES", "UNINFORMATIVE", "Plan", "run"]
 

@@ -5,70 +5,33 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from torch import nn
-
 from bsfa._core import ThresholdTable
 from bsfa.errors import InvalidArgumentError, UnsupportedError
-from bsfa.hf.attention import NAME
+from bsfa.hf.marks import give_marks, take_marks
+from bsfa.hf.models import (
+    NAME,
+    attention_layers,
+    from_environment,
+    model_shape,
+    previous_of,
+    state_of,
+    switch,
+    text_config,
+)
 from bsfa.hf.sparge import Sparge
 from bsfa.hf.state import (
-    ModelShape,
+    SWITCHED,
     Settings,
     State,
+    as_table,
     drop_state,
     environment,
-    find_state,
     put_state,
-    state_of,
 )
 from bsfa.hf.statistics import ModelStats
 from bsfa.identity import warn_of_other_model
 
 _COMPUTE_TYPES = ("native", "float32", "bfloat16")
-
-
-def text_config(model: Any) -> Any:
-    """The configuration of the decoder, which in a multimodal model is a part of the whole."""
-    config = getattr(model, "config", None)
-    if config is None or not hasattr(model, "set_attn_implementation"):
-        raise InvalidArgumentError(
-            f"model is of type {type(model).__name__}; expected a model of Transformers 5"
-        )
-    return config.get_text_config(decoder=True)
-
-
-def attention_layers(model: nn.Module, config: Any) -> list[nn.Module]:
-    """The attention layers that share this configuration."""
-    return [
-        module
-        for module in model.modules()
-        if getattr(module, "config", None) is config
-        and isinstance(getattr(module, "layer_idx", None), int)
-        and (hasattr(module, "scaling") or hasattr(module, "num_key_value_groups"))
-    ]
-
-
-def model_shape(model: Any) -> ModelShape:
-    """Layers, heads and softmax scale, from the configuration and the layers."""
-    config = text_config(model)
-    layers = attention_layers(model, config)
-    name = getattr(config, "_name_or_path", "") or type(model).__name__
-    if not layers:
-        raise UnsupportedError(f"{name}: {type(model).__name__} has no attention layers to serve")
-    return ModelShape(name, config, layers[0])
-
-
-def _switch(model: Any, config: Any, implementation: str) -> None:
-    """Sets the attention implementation of the decoder alone."""
-    if config is model.config:
-        model.set_attn_implementation(implementation)
-    else:
-        parts = [n for n in model.config.sub_configs if getattr(model.config, n, None) is config]
-        if len(parts) != 1:
-            raise UnsupportedError(
-                f"{type(model).__name__} has its decoder's configuration in no sub-configuration"
-            )
-        model.set_attn_implementation({parts[0]: implementation})
 
 
 def enable(
@@ -116,36 +79,42 @@ def enable(
         )
     config = text_config(model)
     shape = model_shape(model)
-    settings = Settings(shape, mode, thresholds, budget, sparge, parameter)
+    table = None if thresholds is None else as_table(thresholds)
+    if table is not None and table.num_layers != shape.num_layers:
+        # Some models call their modules more than once, or not all of them.
+        shape = model_shape(model, counted=True)
+    settings = Settings(shape, mode, table, budget, sparge, parameter)
     if settings.table is not None and not allow_other_model:
         warn_of_other_model(settings.table, getattr(config, "_name_or_path", ""), model)
-    old = find_state(config)
-    previous = old.previous if old is not None else config._attn_implementation or "eager"
-    if previous == NAME:  # loaded with attn_implementation="bsfa", and not yet run
-        previous = state_of(attention_layers(model, config)[0]).previous
-    state = State(settings, previous, shape, compute_type, backend)
-    for module in attention_layers(model, config):
-        state.modules[int(module.layer_idx)] = module  # type: ignore[arg-type]
-        state.previous_function(module)  # looked up now, so that a compiled graph finds it there
-    state.traceable = len(state.modules) == shape.num_layers
+    old = state_of(model)
+    state = State(settings, previous_of(model), shape, config, compute_type, backend)
+    marked = take_marks(model)
     put_state(config, state)
     try:
-        _switch(model, config, NAME)
+        state.mark(attention_layers(model, config))
+        switch(model, config, NAME)
         if config._attn_implementation != NAME:
             raise UnsupportedError(
                 f"{type(model).__name__} does not take its attention from Transformers' "
                 "AttentionInterface, so bsfa cannot serve it"
             )
-    except Exception:
-        drop_state(config)
+    except BaseException:
+        take_marks(model)
+        give_marks(marked)
+        drop_state(config, state)
         raise
+    if old is not None:
+        drop_state(config, old)
 
 
 def _enabled(model: Any) -> tuple[Any, State]:
     config = text_config(model)
-    state = find_state(config)
-    if state is None and config._attn_implementation == NAME:
-        state = state_of(attention_layers(model, config)[0])
+    state = state_of(model)
+    switched = SWITCHED.get(id(config))
+    alone = switched is None or switched.by_environment
+    if state is None and alone and config._attn_implementation == NAME:
+        model_shape(model)  # refuses a model without attention layers
+        state = from_environment(config, attention_layers(model, config))
     if state is None:
         raise InvalidArgumentError(
             f"{type(model).__name__} is not enabled; call bsfa.enable(model, ...) first"
@@ -153,9 +122,20 @@ def _enabled(model: Any) -> tuple[Any, State]:
     return config, state
 
 
+def _running(model: Any) -> State:
+    """The state of a model that runs bsfa: what it runs is asked, since others may set it."""
+    config, state = _enabled(model)
+    if config._attn_implementation != NAME:
+        raise InvalidArgumentError(
+            f"{type(model).__name__} runs attention {config._attn_implementation!r}, which was set "
+            "after bsfa.enable; call bsfa.enable(model, ...) again"
+        )
+    return state
+
+
 def set_budget(model: Any, budget: int) -> None:
     """Changes the number of blocks kept; the next forward pass uses it."""
-    _, state = _enabled(model)
+    state = _running(model)
     old = state.settings
     state.settings = Settings(state.shape, old.mode, old.table, budget, old.sparge, old.parameter)
 
@@ -169,7 +149,7 @@ def set_mode(
     parameter: float | None = None,
 ) -> None:
     """Changes the mode (and, if given, its parameters); the next forward pass uses it."""
-    _, state = _enabled(model)
+    state = _running(model)
     old = state.settings
     budget = old.budget if budget is None else budget
     if parameter is None and mode == old.mode:
@@ -178,12 +158,23 @@ def set_mode(
 
 
 def disable(model: Any) -> None:
-    """Gives the model the attention back that it had before `enable`."""
+    """Gives the model the attention back that it had before `enable`.
+
+    A model whose attention somebody has set since then keeps what was set.
+    """
     config, state = _enabled(model)
-    _switch(model, config, state.previous)
-    drop_state(config)
+    take_marks(model)
+    last = drop_state(config, state)
+    if config._attn_implementation == NAME:
+        if last:
+            switch(model, config, state.previous)
+        else:  # another model shares the configuration, which has to go on naming bsfa
+            SWITCHED[id(config)].by_environment = False
 
 
 def stats(model: Any) -> ModelStats:
-    """Density by layer and head of the last forward pass that was not decoding."""
-    return _enabled(model)[1].snapshot()
+    """Density by layer and head of the last forward pass that was not decoding.
+
+    Layers are the attention calls of a forward pass, in their order.
+    """
+    return _running(model).snapshot()

@@ -10,16 +10,21 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from bsfa.errors import InvalidArgumentError, UnsupportedError
 from bsfa.hf import autograd, compiled, prefill
-from bsfa.hf.masks import MaskPlan, build_mask, find_plan, is_placeholder, make_plan, placeholder
+from bsfa.hf.marks import ATTRIBUTE, Mark
+from bsfa.hf.masks import (
+    MaskPlan,
+    build_mask,
+    find_plan,
+    is_placeholder,
+    make_plan,
+    placeholder,
+    traced_placeholder,
+)
+from bsfa.hf.models import MIN_QUERIES, NAME, mark_of
 from bsfa.hf.padding import Padding
-from bsfa.hf.state import STATES, State, find_state, state_of
-
-NAME = "bsfa"
+from bsfa.hf.state import SWITCHED, previous_function
 
 _is_compiling = torch.compiler.is_compiling
-
-# Fewer queries than this are decoding, and stay with the attention that the model had.
-MIN_QUERIES = 32
 
 # Arguments of an attention layer that do not change what attention computes, or that are looked at
 # one by one below. Whatever else is not None belongs to the previous attention.
@@ -52,24 +57,31 @@ def register() -> None:
 
 def mask_function(**arguments: Any) -> Tensor | None:
     """What a model with attention "bsfa" gets for a mask (AttentionMaskInterface)."""
-    state = find_state(arguments.get("config"))
-    previous = "sdpa" if state is None else state.previous
+    switched = SWITCHED.get(id(arguments.get("config")))
+    previous = "sdpa" if switched is None else switched.previous
     q_length = arguments.get("q_length")
     if q_length is None:
         q_length = len(arguments["cache_position"])
     if q_length < MIN_QUERIES:
         return build_mask(previous, arguments)
     if _is_compiling():
+        if switched is not None and switched.reads_masks:
+            return build_mask(previous, arguments)
         traced = compiled.traced_mask(arguments)
         if traced is not None:
             return traced
-    return _prefill_mask(previous, arguments)
+        return _untraced_mask(previous, arguments)
+    plan = make_plan(arguments)
+    if plan is None:
+        return build_mask(previous, arguments)
+    return placeholder(plan, previous, arguments.get("config"))
 
 
 @torch.compiler.disable
-def _prefill_mask(previous: str, arguments: dict[str, Any]) -> Tensor | None:
+def _untraced_mask(previous: str, arguments: dict[str, Any]) -> Tensor | None:
+    """A mask that goes into a graph from outside."""
     plan = make_plan(arguments)
-    return build_mask(previous, arguments) if plan is None else placeholder(plan)
+    return build_mask(previous, arguments) if plan is None else traced_placeholder(plan)
 
 
 def attention_forward(
@@ -86,25 +98,25 @@ def attention_forward(
     head_dim]; returns [batch, seqlen_q, num_heads_q, head_dim_v] and, from a fallback, weights.
     """
     # Every layer of every token that is decoded comes by here: look-ups, and no more than these.
-    state = STATES.get(id(module.config)) or state_of(module)
+    mark = getattr(module, ATTRIBUTE, None) or mark_of(module)
+    if mark is None:
+        return _not_enabled(module, query, key, value, attention_mask, kwargs)
+    state = mark.state
     if query.shape[2] < MIN_QUERIES:
         if not _is_compiling():  # a count in a graph would compile it anew each time
             state.decode_calls += 1
         function = state.functions.get(type(module)) or state.previous_function(module)
         return function(module, query, key, value, attention_mask, **kwargs)
     if not _is_compiling():
-        return _prefill(state, module, query, key, value, attention_mask, kwargs)
-    if (
-        state.traceable
-        and (attention_mask is None or is_placeholder(attention_mask))
-        and _refused_arguments(query, key, value, kwargs) is None
+        return _prefill(mark, module, query, key, value, attention_mask, kwargs)
+    if (attention_mask is None or is_placeholder(attention_mask)) and (
+        _refused_arguments(query, key, value, kwargs) is None
     ):
-        return compiled.attention(state, module, query, key, value, attention_mask, kwargs), None
-    return _untraced_prefill(state, module, query, key, value, attention_mask, kwargs)
+        return compiled.attention(mark, query, key, value, attention_mask, kwargs), None
+    return _untraced_prefill(mark, module, query, key, value, attention_mask, kwargs)
 
 
-def _prefill(
-    state: State,
+def _not_enabled(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -112,10 +124,31 @@ def _prefill(
     attention_mask: Tensor | None,
     kwargs: dict[str, Any],
 ) -> tuple[Tensor, Tensor | None]:
+    """A layer whose model shares its configuration object with an enabled one, and is not."""
+    previous = SWITCHED[id(module.config)].previous
     plan = find_plan(attention_mask)
+    if plan is not None:
+        attention_mask = plan.build(previous, module.config)
+    function = previous_function(previous, module)
+    return function(module, query, key, value, attention_mask, **kwargs)
+
+
+def _prefill(
+    mark: Mark,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    kwargs: dict[str, Any],
+) -> tuple[Tensor, Tensor | None]:
+    state = mark.state
+    plan = find_plan(attention_mask)
+    call = mark.next_call(attention_mask if plan is None else plan)
+    if state.trace is not None:
+        state.trace.append(mark.position)
     if plan is None and attention_mask is None:
         plan = _plan_without_mask(module, query, key, kwargs)
-    layer = int(getattr(module, "layer_idx", 0) or 0)
     reason = _refused_arguments(query, key, value, kwargs)
     reason = reason or autograd.recording(query, key, value)
     reason = reason or _refusal(plan, query, key, value, attention_mask)
@@ -123,13 +156,13 @@ def _prefill(
         assert plan is not None
         q, k, v = (_as_autocast(operand) for operand in (query, key, value))
         try:
-            return prefill.run(state, layer, plan, q, k, v, kwargs.get("scaling")), None
+            return prefill.run(state, call, plan, q, k, v, kwargs.get("scaling")), None
         except (UnsupportedError, InvalidArgumentError) as error:
             # Whatever the library refuses is for the attention of before, which may take it.
             reason = str(error)
     if state.observer is not None:
-        state.observer(layer, plan, None, query.shape[2])
-    state.record_fallback(layer, reason)
+        state.observer(state.row(call), plan, None, query.shape[2])
+    state.record_fallback(call, reason)
     if plan is not None and attention_mask is not None:  # a placeholder
         attention_mask = plan.build(state.previous, module.config)
     return state.previous_function(module)(module, query, key, value, attention_mask, **kwargs)

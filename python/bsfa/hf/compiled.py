@@ -11,11 +11,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import masking_utils
 
-from bsfa.hf.masks import make_plan, placeholder, window_of
-from bsfa.hf.state import State, module_of
+from bsfa.hf.marks import Mark, mark_on
+from bsfa.hf.masks import make_plan, traced_placeholder, window_of
+from bsfa.hf.state import module_of
 
 # Older versions of torch cannot look into a closure that is made while they trace.
 FOLLOWS_CLOSURES = torch.__version__ >= "2.14"  # as versions, not as strings
@@ -36,18 +37,20 @@ def _attention(
     value: Tensor,
     mask: Tensor | None,
     model: int,
-    layer: int,
+    position: int,
     scaling: float | None,
     is_causal: bool | None,
     sliding_window: int | None,
 ) -> Tensor:
-    state, module = module_of(model, layer)
+    module = module_of(model, position)
+    mark = mark_on(module)
+    assert mark is not None
     arguments: dict[str, Any] = {"dropout": 0.0, "scaling": scaling}
     if is_causal is not None:
         arguments["is_causal"] = is_causal
     if sliding_window is not None:
         arguments["sliding_window"] = sliding_window
-    return _eager_prefill(state, module, query, key, value, mask, arguments)[0].contiguous()
+    return _eager_prefill(mark, module, query, key, value, mask, arguments)[0].contiguous()
 
 
 @_attention.register_fake
@@ -57,8 +60,7 @@ def _(query: Tensor, key: Tensor, value: Tensor, *others: Any) -> Tensor:
 
 
 def attention(
-    state: State,
-    module: nn.Module,
+    mark: Mark,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -71,8 +73,8 @@ def attention(
         key,
         value,
         mask,
-        state.number,
-        module.layer_idx,
+        mark.state.number,
+        mark.position,
         kwargs.get("scaling"),
         kwargs.get("is_causal"),
         kwargs.get("sliding_window"),
@@ -113,7 +115,7 @@ def _mask(
         }
     )
     assert plan is not None  # see traced_mask
-    return placeholder(plan)
+    return traced_placeholder(plan)
 
 
 @_mask.register_fake

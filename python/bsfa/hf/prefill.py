@@ -7,16 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bsfa.errors import UnsupportedError
 from bsfa.hf import sparge
 from bsfa.hf.masks import MaskPlan
 from bsfa.hf.padding import Padding
-from bsfa.hf.state import State
+from bsfa.hf.state import Call, State
 from bsfa.ops import run_attention
 
 
 def run(
     state: State,
-    layer: int,
+    which: Call,
     plan: MaskPlan,
     query: Tensor,
     key: Tensor,
@@ -37,10 +38,16 @@ def run(
             reason = f"the model's own window of {window} tokens; the gate is for full attention"
     elif settings.mode == "sparge":
         out = sparge.run(settings.sparge, plan, query, key, value, scaling)
-        state.record(layer, attention, None, None, None)
+        state.record(which, attention, None, None, None)
         return out
     elif settings.mode == "threshold":
-        policy["thresholds"] = settings.thresholds(layer, query.device)
+        row = state.row(which)
+        if row is None:
+            raise UnsupportedError(
+                f"the thresholds are for {state.shape.num_layers} attention calls of a forward "
+                "pass, and this one is none of them"
+            )
+        policy["thresholds"] = settings.thresholds(row, query.device)
         reached = plan.q_offset + plan.q_length
         if settings.table is not None and reached > settings.table.max_seqlen:
             state.warn_once(
@@ -71,7 +78,7 @@ def run(
         out, maxima = _alike(plan, common, q, k, v, call, observe)
         if state.observer is not None:
             rows = min(end, common[1]) - max(plan.q_offset, common[0])
-            state.observer(layer, plan, maxima, rows)
+            state.observer(state.row(which), plan, maxima, rows)
     elif plan.padding.only_left(end):
         # Positions count from the first token; rows before it see nothing and give 0.
         out = _output(q, v)
@@ -79,7 +86,7 @@ def run(
         run_attention(q, k[:, :end], v[:, :end], out, leftpad_k=leftpad, **call)
     else:
         out = _packed(plan, plan.padding, q, k, v, call)
-    state.record(layer, attention, reason, kept, visible)
+    state.record(which, attention, reason, kept, visible)
     return out
 
 

@@ -39,13 +39,18 @@ class Sparge:
     """Its own skip of products with V; smaller skips more."""
 
 
-def check(options: Sparge, device: torch.device) -> None:
-    """Refuses options out of range, a machine without the package, a model that is elsewhere."""
+def check(options: Sparge, device: torch.device | None) -> None:
+    """Refuses options out of range, a machine without the package, a model that is elsewhere.
+
+    device: None where it is not known before a call.
+    """
     if not 0 < options.topk <= 1:
         raise InvalidArgumentError(f"sparge.topk is {options.topk}; accepted: above 0 to 1")
     if not options.pv_threshold > 0:
         raise InvalidArgumentError(f"sparge.pv_threshold is {options.pv_threshold}; accepted: > 0")
     module = _package()
+    if device is None:
+        return
     if device.type != _DEVICE:
         raise UnsupportedError(f"mode 'sparge' on device {device.type}; accepted: {_DEVICE}")
     _function(module, device)

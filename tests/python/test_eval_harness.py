@@ -58,6 +58,8 @@ def test_modes(folder: Path) -> None:
     assert (info["bsfa_mode"], info["bsfa_budget"], info["bsfa_fallbacks"]) == ("threshold", 8, {})
     assert 0 < info["bsfa_last_density"] < 1
     assert "bsfa_mode" not in make(folder, mode="stock").get_model_info()
+    mass = make(folder, mode="mass", parameter="0.2").get_model_info()
+    assert (mass["bsfa_mode"], mass["bsfa_parameter"]) == ("mass", 0.2)
 
 
 @pytest.mark.parametrize(
@@ -66,6 +68,8 @@ def test_modes(folder: Path) -> None:
         ({"budget": "many"}, "budget is 'many'; accepted"),
         ({"mode": "sparse"}, "mode is 'sparse'; accepted: dense, threshold"),
         ({"mode": "threshold"}, "needs thresholds"),
+        ({"mode": "mass", "parameter": "much"}, "parameter is 'much'; accepted: a number"),
+        ({"mode": "mass", "parameter": "-1"}, "parameter is -1.0; mode 'mass' takes a finite c"),
         ({"thresholds": "T", "budget": 9}, r"budget.*9"),
     ],
 )

@@ -18,6 +18,7 @@ from bsfa.cli.common import (
 )
 from bsfa.errors import InvalidArgumentError
 from bsfa.eval import ablation, report
+from bsfa.policies import POLICIES
 from bsfa.provenance import add_dirty, refuse_changes
 
 DEFAULT_LENGTHS = [4096, 8192]
@@ -56,6 +57,14 @@ def _layer_head(text: str) -> tuple[int, int]:
     if not (layer.isdecimal() and head.isdecimal()):
         raise argparse.ArgumentTypeError(f"{text!r} is not LAYER:HEAD")
     return int(layer), int(head)
+
+
+def _reals(text: str) -> list[float]:
+    """Numbers between commas; what a mode makes of them it says itself."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers") from None
 
 
 def _count(text: str) -> int:
@@ -103,8 +112,22 @@ def _add_sweep(inner: Any) -> None:
         type=_names,
         default=DEFAULT_MODES,
         metavar="NAME,...",
-        help="stock (the model's own attention), dense, threshold, sliding_window; default: "
-        + ",".join(DEFAULT_MODES),
+        help="stock (the model's own attention), dense, threshold, sliding_window, mass, "
+        "skip_softmax, skip_softmax_outwards; default: " + ",".join(DEFAULT_MODES),
+    )
+    parser.add_argument(
+        "--mass-c",
+        type=_reals,
+        default=[],
+        metavar="C,...",
+        help=f"of the mode mass; default: {POLICIES['mass'].default:g}",
+    )
+    parser.add_argument(
+        "--skip-lambda",
+        type=_reals,
+        default=[],
+        metavar="L,...",
+        help=f"of the skip_softmax modes; default: {POLICIES['skip_softmax'].default:g}",
     )
     parser.add_argument(
         "--haystack",
@@ -180,7 +203,7 @@ def _add_sweep(inner: Any) -> None:
 
 def _describe(record: Any) -> str:
     """A finished point on one line."""
-    name = f"{record.task:16s} {record.length:7d} {record.mode:14s} {record.budget or '':>5}"
+    name = f"{record.task:16s} {record.length:7d} {record.mode:21s} {record.budget or '':>5}"
     if record.kind == "failed":
         return f"{name}  failed: {record.error.splitlines()[0]}"
     line = f"{name}  accuracy {record.accuracy:6.1%}  density {record.density.measured:.3f}"
@@ -217,6 +240,11 @@ def sweep(options: argparse.Namespace) -> None:
         lengths=options.lengths,
         budgets=options.budgets,
         modes=options.modes,
+        parameters={
+            "mass": options.mass_c,
+            "skip_softmax": options.skip_lambda,
+            "skip_softmax_outwards": options.skip_lambda,
+        },
         prompts=options.prompts,
         seed=options.seed,
         chat_template=not options.no_chat_template,

@@ -27,7 +27,7 @@ __all__ = ["BsfaLM", "run_command"]
 
 @register_model("bsfa")
 class BsfaLM(HFLM):
-    """`hf` with thresholds, budget, mode (and compute_type) beside its own arguments."""
+    """`hf` with thresholds, budget, mode, parameter (and compute_type) beside its own arguments."""
 
     def __init__(
         self,
@@ -35,6 +35,7 @@ class BsfaLM(HFLM):
         thresholds: str | None = None,
         budget: int | str | None = None,
         mode: str | None = None,
+        parameter: float | str | None = None,
         compute_type: str = "native",
         **arguments: Any,
     ) -> None:
@@ -44,6 +45,10 @@ class BsfaLM(HFLM):
         """
         if budget is not None and not str(budget).isdecimal():
             raise InvalidArgumentError(f"budget is {budget!r}; accepted: a number of blocks")
+        try:
+            number = None if parameter is None else float(parameter)
+        except ValueError:
+            raise InvalidArgumentError(f"parameter is {parameter!r}; accepted: a number") from None
         if isinstance(pretrained, str) and pretrained.endswith(".gguf"):
             pretrained, tokenizer = _load_gguf(pretrained, arguments)
             arguments.setdefault("tokenizer", tokenizer)
@@ -55,6 +60,7 @@ class BsfaLM(HFLM):
                 thresholds,
                 None if budget is None else int(budget),
                 mode=mode,
+                parameter=number,
                 compute_type=compute_type,
             )
 
@@ -68,6 +74,7 @@ class BsfaLM(HFLM):
                 bsfa_commit=built_from(),
                 bsfa_mode=stats.mode,
                 bsfa_budget=stats.budget,
+                bsfa_parameter=stats.parameter,
                 bsfa_last_density=stats.density if stats.layers else None,
                 bsfa_fallbacks=stats.fallbacks,
             )

@@ -21,7 +21,8 @@ from PIL import Image  # matplotlib needs it too
 
 from bsfa.eval.report_ablations import ARROW, AblationRow
 from bsfa.eval.report_analysis import Cell, Group, setting_name
-from bsfa.eval.results import Map
+from bsfa.eval.results import Map, Number
+from bsfa.policies import POLICIES
 
 __all__ = [
     "DARK",
@@ -60,6 +61,9 @@ LIGHT = Theme(
         "sliding_window": "#d55e00",
         "sparge": "#007a5a",
         "stock": "#7a5195",
+        "mass": "#a6336b",
+        "skip_softmax": "#6b6b00",
+        "skip_softmax_outwards": "#8a6d3b",
     },
 )
 DARK = Theme(
@@ -73,16 +77,34 @@ DARK = Theme(
         "sliding_window": "#e69f00",
         "sparge": "#3ccf9f",
         "stock": "#cc9ee6",
+        "mass": "#f08cba",
+        "skip_softmax": "#c9c93c",
+        "skip_softmax_outwards": "#d1b27a",
     },
 )
-MARKERS = {"stock": "*", "dense": "D", "threshold": "o", "sliding_window": "s", "sparge": "^"}
-LINES = {"stock": "", "dense": ":", "threshold": "-", "sliding_window": "--", "sparge": "-."}
+MARKERS = {
+    "stock": "*",
+    "dense": "D",
+    "threshold": "o",
+    "sliding_window": "s",
+    "sparge": "^",
+    "mass": "P",
+    "skip_softmax": "v",
+    "skip_softmax_outwards": "<",
+}
+LINES = {
+    "stock": "",
+    "dense": ":",
+    "threshold": "-",
+    "sliding_window": "--",
+    "sparge": "-.",
+    "mass": "-",
+    "skip_softmax": "--",
+    "skip_softmax_outwards": "-.",
+}
 MODE_NAMES = {
     "stock": "the model's own attention",
-    "dense": "dense",
-    "threshold": "threshold (BSFA)",
-    "sliding_window": "sliding window",
-    "sparge": "SpargeAttention",
+    **{policy.name: policy.label for policy in POLICIES.values()},
 }
 WIDTH = 4.6
 """Inches."""
@@ -362,7 +384,7 @@ class NeedleGrid:
     """Accuracy by depth and length of one setting."""
 
     mode: str
-    budget: int | None
+    budget: Number | None
     lengths: list[int]
     depths: list[float]
     accuracy: list[list[float | None]]
@@ -394,8 +416,9 @@ def needle_grid(grid: NeedleGrid, theme: Theme) -> Figure:
     axes.tick_params(length=0)
     axes.set_xlabel("prompt length (tokens)")
     axes.set_ylabel("depth of the needle")
-    budget = "" if grid.budget is None else f", budget {grid.budget}"
-    axes.set_title(MODE_NAMES.get(grid.mode, grid.mode) + budget)
+    setting = POLICIES[grid.mode].setting if grid.mode in POLICIES else "budget"
+    number = "" if grid.budget is None else f", {setting} {grid.budget}"
+    axes.set_title(MODE_NAMES.get(grid.mode, grid.mode) + number)
     return figure
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
-from bsfa.eval.results import Key, Point, Results
+from bsfa.eval.results import Key, Number, Point, Results
 from bsfa.eval.statistics import (
     Interval,
     bracket,
@@ -14,6 +14,7 @@ from bsfa.eval.statistics import (
     ratio_of_medians,
     wilson,
 )
+from bsfa.policies import POLICIES
 
 __all__ = ["Analysis", "Cell", "Comparison", "Group", "Target", "analyse"]
 
@@ -25,8 +26,8 @@ TARGET = 0.99
 EXACT = ("stock", "dense")
 """Modes that leave nothing out: the model's own attention, and dense attention here."""
 
-Setting = tuple[str, int | None]
-"""(mode, budget)."""
+Setting = tuple[str, Number | None]
+"""(mode, what it is set by: its budget, or its parameter)."""
 Scores = dict[tuple[str, int], float]
 """Score by (task, prompt id)."""
 
@@ -36,7 +37,7 @@ class Cell:
     """One mode and budget over the prompts of a group."""
 
     mode: str
-    budget: int | None
+    budget: Number | None
     accuracy: Interval
     scores: Scores
     density: float
@@ -100,7 +101,7 @@ class Comparison:
     other: str
     at: float
     """Density, or seconds of attention."""
-    between: tuple[int | None, int | None]
+    between: tuple[Number | None, Number | None]
     """The budgets of the other mode that its accuracy is interpolated between."""
     accuracy: float
     """Of the other mode there."""
@@ -132,7 +133,7 @@ class Analysis:
     targets: list[Target] = field(default_factory=list)
     task_targets: list[Target] = field(default_factory=list)
     """Of each task that is not among those of `targets` itself."""
-    missing: list[tuple[str, int, str, int | None, str]] = field(default_factory=list)
+    missing: list[tuple[str, int, str, Number | None, str]] = field(default_factory=list)
     """(task, length, mode, budget, what is missing)."""
 
     @property
@@ -164,11 +165,11 @@ def mode_order(mode: str) -> tuple[int, str]:
     return first.index(mode) if mode in first else len(first), mode
 
 
-def _setting_order(setting: Setting) -> tuple[tuple[int, str], int]:
+def _setting_order(setting: Setting) -> tuple[tuple[int, str], Number]:
     return mode_order(setting[0]), -1 if setting[1] is None else setting[1]
 
 
-def setting_name(mode: str, budget: int | None) -> str:
+def setting_name(mode: str, budget: Number | None) -> str:
     """For tables."""
     return mode if budget is None else f"{mode} {budget}"
 
@@ -307,7 +308,7 @@ def _targets(group: Group) -> list[Target]:
     ]
 
 
-def _missing(results: Results) -> list[tuple[str, int, str, int | None, str]]:
+def _missing(results: Results) -> list[tuple[str, int, str, Number | None, str]]:
     """Of the grid of the tasks, lengths and settings that the file names: what it does not hold."""
     known = [*results.points, *results.failed]
     planned = results.header.settings
@@ -316,8 +317,16 @@ def _missing(results: Results) -> list[tuple[str, int, str, int | None, str]]:
     settings = {(key[2], key[3]) for key in known}
     modes = planned.get("modes")
     for mode in modes if isinstance(modes, list) else []:
-        budgets = _numbers(planned.get("budgets"))
-        settings |= {(mode, None)} if mode in EXACT else {(mode, b) for b in budgets}
+        if mode in EXACT:
+            settings.add((mode, None))
+            continue
+        policy = POLICIES.get(mode)
+        if policy is not None and policy.has_parameter:
+            parameters = planned.get("parameters")
+            numbers = parameters.get(mode) if isinstance(parameters, dict) else None
+            settings |= {(mode, n) for n in numbers or [] if isinstance(n, float)}
+        else:
+            settings |= {(mode, b) for b in _numbers(planned.get("budgets"))}
     missing = []
     for length in lengths:
         for task in tasks:

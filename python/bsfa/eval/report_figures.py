@@ -11,7 +11,7 @@ from statistics import fmean
 from bsfa.eval import plots
 from bsfa.eval.report_ablations import QUANTITIES, TITLES, AblationRow
 from bsfa.eval.report_analysis import EXACT, Analysis, Cell, Group, mode_order
-from bsfa.eval.results import Map, Point, Results
+from bsfa.eval.results import Map, Number, Point, Results
 
 __all__ = ["Picture", "needle_grids", "pictures"]
 
@@ -73,10 +73,9 @@ def _chosen_budget(analysis: Analysis, length: int, densities: dict[int, float])
     """The one of the target table if it leaves something out, else the middle one that does."""
     for target in analysis.targets:
         budget = None if target.cell is None else target.cell.budget
-        if (target.group.length, target.mode) == (length, "threshold") and budget in densities:
-            assert budget is not None
-            if densities[budget] < 1:
-                return budget
+        wanted = (target.group.length, target.mode) == (length, "threshold")
+        if wanted and isinstance(budget, int) and densities.get(budget, 1) < 1:
+            return budget
     sparse = [budget for budget, density in densities.items() if density < 1] or [*densities]
     return sparse[len(sparse) // 2]
 
@@ -99,7 +98,7 @@ def _heat_maps(analysis: Analysis) -> list[Picture]:
     ]
     for length in sorted({point.length for point in points}):
         here = [point for point in points if point.length == length]
-        budgets = sorted({point.budget for point in here if point.budget is not None})
+        budgets = sorted({point.budget for point in here if isinstance(point.budget, int)})
         if not budgets:
             continue
         densities = {
@@ -195,7 +194,7 @@ def _depth_bins(depths: Sequence[float]) -> Callable[[float], float]:
 
 def _shared_tasks(points: Sequence[Point]) -> dict[int, set[str]]:
     """By length, the tasks that every setting of that length has, so that grids compare."""
-    tasks: dict[int, dict[tuple[str, int | None], set[str]]] = {}
+    tasks: dict[int, dict[tuple[str, Number | None], set[str]]] = {}
     for point in points:
         settings = tasks.setdefault(point.length, {})
         settings.setdefault((point.mode, point.budget), set()).add(point.task)
@@ -210,7 +209,7 @@ def needle_grids(results: Results) -> list[plots.NeedleGrid]:
         if any(prompt.depth is not None for prompt in point.prompts)
     ]
     shared = _shared_tasks(points)
-    scores: dict[tuple[str, int | None], dict[tuple[float, int], list[float]]] = {}
+    scores: dict[tuple[str, Number | None], dict[tuple[float, int], list[float]]] = {}
     found = [
         (point, prompt.depth, prompt.score)
         for point in points

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from bsfa import policies
 from bsfa._core import write_file
 from bsfa.errors import FileError, FormatError
 
@@ -43,13 +44,15 @@ __all__ = [
 
 FORMAT = "bsfa-eval"
 VERSION = 1
-MODES = ("stock", "dense", "threshold", "sliding_window", "sparge")
+MODES = ("stock", *policies.MODES)
 """stock: the attention that the model has without bsfa."""
 LABEL = "RULER-like"
 """In every output: the tasks follow RULER, but their texts and words are not those of RULER."""
 
-Key = tuple[str, int, str, int | None]
-"""(task, length in tokens, mode, budget in blocks; None for dense)."""
+Number = int | float
+"""What a mode is set by: its budget in blocks, or its parameter (`bsfa.policies`)."""
+Key = tuple[str, int, str, Number | None]
+"""(task, length in tokens, mode, what it is set by; None for dense)."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,7 @@ class Point:
     task: str
     length: int
     mode: str
-    budget: int | None
+    budget: Number | None
     prompts: list[Prompt]
     density: Density
     density_by_head: list[list[float]]
@@ -177,7 +180,7 @@ class Failed:
     task: str
     length: int
     mode: str
-    budget: int | None
+    budget: Number | None
     error: str
 
     @property
@@ -194,7 +197,7 @@ class Map:
     task: str
     length: int
     mode: str
-    budget: int | None
+    budget: Number | None
     layer: int
     head: int
     prompt: int
@@ -314,8 +317,11 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in inner:
             return None
-        kind = next(option for option in inner if option is not type(None))
-        return _convert(kind, value, where)
+        *others, last = (option for option in inner if option is not type(None))
+        for option in others:
+            if type(value) is option:
+                return value
+        return _convert(last, value, where)
     if origin is list and isinstance(value, list):
         return [_convert(inner[0], item, f"{where}[{i}]") for i, item in enumerate(value)]
     if origin is dict and isinstance(value, dict):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 import bsfa
+from bsfa import policies
 from bsfa._core import predicted_density
 from bsfa.errors import InvalidArgumentError, UnsupportedError
 from bsfa.eval import results
@@ -40,12 +41,13 @@ from bsfa.hf.models import NAME, text_config
 
 __all__ = ["MODES", "UNINFORMATIVE", "Plan", "run"]
 
-MODES = ("stock", "dense", "threshold", "sliding_window")
+MODES = ("stock", *(mode for mode in policies.MODES if mode != "sparge"))
 """stock: the attention that Transformers gives the model.
 
 SpargeAttention is not among them: it has no budget in blocks, and does not say how many it kept.
 """
-WITHOUT_BUDGET = ("stock", "dense")
+EXACT = ("stock", "dense")
+"""Those that leave nothing out."""
 WARM_UP = 2
 """Prefills before the timed ones."""
 UNINFORMATIVE = 0.5
@@ -61,6 +63,8 @@ class Plan:
     """Tokens of prompt and answer together."""
     budgets: Sequence[int]
     modes: Sequence[str] = ("dense", "threshold", "sliding_window")
+    parameters: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """Of the modes that have one (`bsfa.policies`), by mode; others run at their default."""
     prompts: int = 100
     seed: int = 0
     chat_template: bool = True
@@ -82,16 +86,24 @@ class Plan:
     keep_answers: bool = False
 
 
+def _numbers(plan: Plan, mode: str) -> Sequence[results.Number | None]:
+    """What a mode is run at."""
+    policy = None if mode == "stock" else policies.find_policy(mode)
+    if policy is None or not policy.setting:
+        return [None]
+    if policy.default is None:
+        return plan.budgets
+    return [float(number) for number in plan.parameters.get(mode) or [policy.default]]
+
+
 def _keys(plan: Plan, tasks: Sequence[Task]) -> Iterator[Key]:
     """Dense first: it decides whether the rest of a task is worth running."""
-    modes = sorted(dict.fromkeys(plan.modes), key=lambda mode: mode not in WITHOUT_BUDGET)
+    modes = sorted(dict.fromkeys(plan.modes), key=lambda mode: mode not in EXACT)
     for length in plan.lengths:
         for task in tasks:
             for mode in modes:
-                if mode in WITHOUT_BUDGET:
-                    yield task.name, length, mode, None
-                else:
-                    yield from ((task.name, length, mode, budget) for budget in plan.budgets)
+                for number in _numbers(plan, mode):
+                    yield task.name, length, mode, number
 
 
 def _check(plan: Plan, model: Any, generator: Generator) -> list[Task]:
@@ -105,7 +117,17 @@ def _check(plan: Plan, model: Any, generator: Generator) -> list[Task]:
         raise InvalidArgumentError(f"{found}; accepted: {', '.join(MODES)}")
     if plan.skip_uninformative and "dense" not in plan.modes:
         raise InvalidArgumentError("skip-uninformative needs the mode dense; modes has no dense")
-    with_budget = [mode for mode in plan.modes if mode not in WITHOUT_BUDGET]
+    with_budget = []
+    for mode in plan.modes:
+        if mode == "stock":
+            continue
+        policy = policies.find_policy(mode)
+        policy.check_device(model.device.type)
+        if policy.setting == "budget":
+            with_budget.append(mode)
+    for mode, numbers in plan.parameters.items():
+        for number in numbers:
+            policies.find_policy(mode).parameter(number)
     if with_budget and not plan.budgets:
         raise InvalidArgumentError(f"budgets is empty; mode {with_budget[0]} needs one or more")
     context = context_of(model)
@@ -154,6 +176,11 @@ def _header(
         "lengths": list(plan.lengths),
         "modes": list(plan.modes),
         "budgets": list(plan.budgets),
+        "parameters": {
+            mode: list(_numbers(plan, mode))
+            for mode in plan.modes
+            if mode != "stock" and policies.find_policy(mode).has_parameter
+        },
         "chat_template": generator.chat_template,
         "haystack": generator.haystack_digest,
         "answer_tokens": {task.name: task.answer_tokens for task in tasks},
@@ -196,6 +223,12 @@ def _open(out: str, header: results.Header) -> results.Results:
     for name, value in old.settings.items():
         if name in _MAY_GROW:
             settings[name] = list(dict.fromkeys([*value, *settings.get(name, [])]))
+        elif name == "parameters":
+            given = settings.get(name, {})
+            settings[name] = {
+                mode: list(dict.fromkeys([*value.get(mode, []), *given.get(mode, [])]))
+                for mode in {**value, **given}
+            }
         elif name == "answer_tokens":
             settings[name] = {**value, **settings.get(name, {})}
         elif name in ("chat_template", "haystack"):
@@ -215,14 +248,18 @@ def _same(out: str, name: str, old: Any, new: Any) -> None:
         )
 
 
-def _use(model: Any, mode: str, budget: int | None, found: Calibrated | None) -> None:
+def _use(model: Any, mode: str, number: results.Number | None, found: Calibrated | None) -> None:
     """Makes the model attend in a mode."""
     if mode == "stock":
         if text_config(model)._attn_implementation == NAME:
             bsfa.disable(model)
         return
+    if policies.find_policy(mode).has_parameter:
+        bsfa.enable(model, mode=mode, parameter=number)
+        return
     table = found.table if found is not None and mode == "threshold" else None
-    bsfa.enable(model, table, budget, mode=mode)
+    assert not isinstance(number, float)
+    bsfa.enable(model, table, number, mode=mode)
 
 
 def _densities(answers: Answers) -> tuple[list[float], list[list[float]]]:
@@ -266,7 +303,12 @@ class _Runner:
         return self._samples[key]
 
     def measure(
-        self, task: Task, length: int, mode: str, budget: int | None, progress: Any
+        self,
+        task: Task,
+        length: int,
+        mode: str,
+        budget: results.Number | None,
+        progress: Any,
     ) -> Point:
         """One point."""
         plan, model, tokenizer = self.plan, self.model, self.generator.tokenizer
@@ -284,7 +326,7 @@ class _Runner:
             times, memory = timed_prefills(model, [sample.ids for sample in held_out], WARM_UP)
         by_prompt, by_head = _densities(answers)
         predicted = None
-        if budget is not None:
+        if isinstance(budget, int):
             block = (128, 64) if self.found is None else self.found.table.block
             predicted = predicted_density(budget, length - task.answer_tokens, block)
         elif mode == "dense":
@@ -312,7 +354,9 @@ class _Runner:
         if fallbacks:
             raise UnsupportedError(f"mode {mode} did not run: {'; '.join(fallbacks)}")
 
-    def maps(self, task: Task, length: int, mode: str, budget: int | None) -> Iterator[Map]:
+    def maps(
+        self, task: Task, length: int, mode: str, budget: results.Number | None
+    ) -> Iterator[Map]:
         """The kept blocks of the chosen heads over the first prompt."""
         sample = self.samples(task, length, "evaluation")[0]
         _use(self.model, mode, budget, self.found)
@@ -395,7 +439,7 @@ def run(
         record: Point | Failed
         try:
             record = runner.measure(task, length, mode, budget, tick)
-            if name == tasks[0].name and length == max(plan.lengths) and mode not in WITHOUT_BUDGET:
+            if name == tasks[0].name and length == max(plan.lengths) and mode not in EXACT:
                 for kept in runner.maps(task, length, mode, budget):
                     results.append(out, kept)
                     so_far.add(kept)

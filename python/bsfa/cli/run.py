@@ -8,6 +8,7 @@ import math
 import resource
 import statistics
 import time
+from dataclasses import dataclass, field
 from typing import Any
 
 from bsfa._core import ThresholdTable, predicted_density
@@ -21,10 +22,33 @@ from bsfa.cli.common import (
     read_text,
 )
 from bsfa.errors import InvalidArgumentError
+from bsfa.policies import MODES, POLICIES
 from bsfa.provenance import built_from
 
 NEEDLE_QUESTION = "What is the pass key? The pass key is"
-COMPARE = ("stock", "dense", "sliding_window", "sparge")
+COMPARE = ("stock", *MODES)
+METHODS = ("threshold", *(policy.name for policy in POLICIES.values() if policy.has_parameter))
+"""What the contestant bsfa can be."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the contestants attend with."""
+
+    mode: str
+    """Of bsfa."""
+    table: ThresholdTable | None = None
+    budget: int | None = None
+    parameters: dict[str, float] = field(default_factory=dict)
+    """By mode; others run at their default."""
+
+    @property
+    def setting(self) -> str:
+        """What bsfa is set by, for people."""
+        policy = POLICIES[self.mode]
+        parameter = policy.parameter(self.parameters.get(self.mode))
+        number = self.budget if parameter is None else f"{parameter:g}"
+        return f"{self.mode}, {policy.setting} {number}"
 
 
 def add(verbs: Any) -> None:
@@ -34,7 +58,8 @@ def add(verbs: Any) -> None:
         help="read a long prompt and answer, with and without the method, side by side",
         description="stock: the attention that Transformers gives the model. dense: bsfa, nothing "
         "left out. sliding_window: the paper's baseline at the same budget. sparge: its other one, "
-        "if the package spas_sage_attn is there, at its middle settings. bsfa: the method.",
+        "if the package spas_sage_attn is there, at its middle settings. bsfa: the method, with "
+        "thresholds; or another --mode, without.",
     )
     add_model_options(parser)
     parser.add_argument("--prompt-file", required=True, metavar="FILE", help="the document")
@@ -47,6 +72,25 @@ def add(verbs: Any) -> None:
     )
     parser.add_argument(
         "--budget", type=positive, metavar="K", help="one of the file's; default: recommended"
+    )
+    parser.add_argument(
+        "--mode",
+        choices=METHODS,
+        default="threshold",
+        help="what bsfa runs; all but threshold need no thresholds and run on the CPU; default: "
+        "threshold",
+    )
+    parser.add_argument(
+        "--mass-c",
+        type=float,
+        metavar="C",
+        help=f"of the mode mass; default: {POLICIES['mass'].default:g}",
+    )
+    parser.add_argument(
+        "--skip-lambda",
+        type=float,
+        metavar="L",
+        help=f"of the skip_softmax modes; default: {POLICIES['skip_softmax'].default:g}",
     )
     parser.add_argument(
         "--compare",
@@ -126,7 +170,7 @@ def build_prompt(tokenizer: Any, options: argparse.Namespace) -> tuple[Any, str]
     return torch.tensor([assemble(text)]), key
 
 
-def _switch(model: Any, name: str, table: ThresholdTable, budget: int) -> None:
+def _switch(model: Any, name: str, choice: Choice) -> None:
     """Makes the model attend as a contestant does."""
     import bsfa
 
@@ -134,8 +178,13 @@ def _switch(model: Any, name: str, table: ThresholdTable, budget: int) -> None:
         if model.config.get_text_config(decoder=True)._attn_implementation == "bsfa":
             bsfa.disable(model)
         return
-    mode = {"bsfa": "threshold"}.get(name, name)
-    bsfa.enable(model, table, budget, mode=mode, allow_other_model=True)  # said once, by `run`
+    mode = {"bsfa": choice.mode}.get(name, name)
+    if POLICIES[mode].has_parameter:
+        bsfa.enable(model, mode=mode, parameter=choice.parameters.get(mode))
+        return
+    bsfa.enable(  # another model was said once, by `run`
+        model, choice.table, choice.budget, mode=mode, allow_other_model=True
+    )
 
 
 def _peak_memory(device: Any) -> int:
@@ -163,8 +212,7 @@ def contest(
     model: Any,
     tokenizer: Any,
     ids: Any,
-    table: ThresholdTable,
-    budget: int,
+    choice: Choice,
     names: list[str],
     runs: int,
     answer_tokens: int,
@@ -179,14 +227,14 @@ def contest(
     with torch.inference_mode():
         for round_ in range(runs + 1):
             for name in names:
-                _switch(model, name, table, budget)
+                _switch(model, name, choice)
                 if ids.device.type == "cuda":
                     torch.cuda.reset_peak_memory_stats(ids.device)
                 seconds = _first_token(model, ids)
                 if round_ > 0:
                     results[name]["ttft"].append(seconds)
         for name in names:
-            _switch(model, name, table, budget)
+            _switch(model, name, choice)
             result = results[name]
             if ids.device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(ids.device)
@@ -214,7 +262,7 @@ def contest(
                     }
                     for layer in stats.layers
                 ]
-        _switch(model, "stock", table, budget)
+        _switch(model, "stock", choice)
     return list(results.values())
 
 
@@ -232,17 +280,29 @@ def verdict(results: list[dict[str, Any]], key: str) -> str:
     return "same answer" if dense == by_name["bsfa"] else "different answers"
 
 
-def run(options: argparse.Namespace) -> None:
-    """Runs the contest and prints it."""
-    need("torch", "transformers")
+def _parameters(options: argparse.Namespace, names: list[str]) -> dict[str, float]:
+    found = {}
+    for option, value, modes in (
+        ("--mass-c", options.mass_c, ["mass"]),
+        ("--skip-lambda", options.skip_lambda, ["skip_softmax", "skip_softmax_outwards"]),
+    ):
+        if value is None:
+            continue
+        if not {options.mode, *names} & {*modes}:
+            raise InvalidArgumentError(f"{option} is {value:g}, and nothing runs {modes[0]}")
+        for mode in modes:
+            try:
+                POLICIES[mode].parameter(value)
+            except InvalidArgumentError as error:
+                raise InvalidArgumentError(f"{option}: {error}") from None
+            found[mode] = value
+    return found
+
+
+def _choice(options: argparse.Namespace, names: list[str]) -> Choice:
+    parameters = _parameters(options, names)
     if options.thresholds is None:
-        raise InvalidArgumentError("--thresholds is missing: `calibrate` makes a threshold file")
-    names = [name for name in options.compare.split(",") if name and name != "bsfa"]
-    unknown = [name for name in names if name not in COMPARE]
-    if unknown:
-        raise InvalidArgumentError(
-            f"--compare names '{unknown[0]}'; accepted: {', '.join(COMPARE)}"
-        )
+        return Choice(options.mode, None, options.budget, parameters)
     table = ThresholdTable.load(options.thresholds)
     budget = options.budget or table.recommended_budget
     if budget is None:
@@ -251,6 +311,23 @@ def run(options: argparse.Namespace) -> None:
             + ", ".join(map(str, table.budgets))
         )
     table.thresholds(budget)  # refuses a budget that is not in the file
+    return Choice(options.mode, table, budget, parameters)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Runs the contest and prints it."""
+    need("torch", "transformers")
+    if options.thresholds is None and options.mode == "threshold":
+        raise InvalidArgumentError(
+            "--thresholds is missing: `calibrate` makes a threshold file (--mode mass needs none)"
+        )
+    names = [name for name in options.compare.split(",") if name and name != "bsfa"]
+    unknown = [name for name in names if name not in COMPARE]
+    if unknown:
+        raise InvalidArgumentError(
+            f"--compare names '{unknown[0]}'; accepted: {', '.join(COMPARE)}"
+        )
+    choice = _choice(options, names)
     model, tokenizer = load_model(options)
     ids, key = build_prompt(tokenizer, options)
     context = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
@@ -259,22 +336,26 @@ def run(options: argparse.Namespace) -> None:
             f"the prompt has {ids.shape[1]} tokens and the answer {options.answer_tokens}; the "
             f"model's context holds {context} (--prompt-tokens cuts the text)"
         )
-    if not options.allow_other_model:
+    if choice.table is not None and not options.allow_other_model:
         from bsfa.identity import warn_of_other_model
 
-        warn_of_other_model(table, options.model, model)
+        warn_of_other_model(choice.table, options.model, model)
+    names.append("bsfa")
     for name in names:  # refused before any work
-        _switch(model, name, table, budget)
-    _switch(model, "stock", table, budget)
-    results = contest(
-        model, tokenizer, ids, table, budget, [*names, "bsfa"], options.runs, options.answer_tokens
-    )
+        _switch(model, name, choice)
+    _switch(model, "stock", choice)
+    results = contest(model, tokenizer, ids, choice, names, options.runs, options.answer_tokens)
+    predicted = None
+    if choice.mode == "threshold" and choice.table is not None and choice.budget is not None:
+        predicted = predicted_density(choice.budget, ids.shape[1], choice.table.block)
     report = {
         "model": options.model,
         "commit": built_from(),
         "prompt_tokens": ids.shape[1],
-        "budget": budget,
-        "predicted_density": predicted_density(budget, ids.shape[1], table.block),
+        "mode": choice.mode,
+        "parameter": POLICIES[choice.mode].parameter(choice.parameters.get(choice.mode)),
+        "budget": choice.budget,
+        "predicted_density": predicted,
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": str(model.device),
         "runs": options.runs,
@@ -284,21 +365,21 @@ def run(options: argparse.Namespace) -> None:
     if options.json:
         print_json(report)
     else:
-        _print(report, options.by_layer)
+        _print(report, choice.setting, options.by_layer)
 
 
-def _print(report: dict[str, Any], by_layer: bool) -> None:
+def _print(report: dict[str, Any], setting: str, by_layer: bool) -> None:
     print(
-        f"{report['model']}: a prompt of {report['prompt_tokens']} tokens, budget "
-        f"{report['budget']}, {report['dtype']} on {report['device']}\n"
-        f"  {'':15s} {'TTFT':>9s} {'spread':>17s} {'memory':>9s} {'density':>8s}  answer"
+        f"{report['model']}: a prompt of {report['prompt_tokens']} tokens, {setting}, "
+        f"{report['dtype']} on {report['device']}\n"
+        f"  {'':21s} {'TTFT':>9s} {'spread':>17s} {'memory':>9s} {'density':>8s}  answer"
     )
     for result in report["contestants"]:
         low, high = result["ttft_spread"]
         density = result.get("density", math.nan)  # not known of sparge either
         kept = "" if math.isnan(density) else f"{density:.2f}"
         print(
-            f"  {result['name']:15s} {result['ttft_seconds']:7.3f} s {low:7.3f}..{high:<6.3f} s "
+            f"  {result['name']:21s} {result['ttft_seconds']:7.3f} s {low:7.3f}..{high:<6.3f} s "
             f"{result['peak_memory_bytes'] / 2**20:6.0f} MB {kept:>8s}  "
             + " ".join(result["answer"].split())
         )
@@ -309,9 +390,10 @@ def _print(report: dict[str, Any], by_layer: bool) -> None:
             "as the model's own attention"
         )
     if "dense" in times:
+        predicted = report["predicted_density"]
         print(
             f"  the method:  bsfa reads {times['dense'] / times['bsfa']:.2f} times as fast as "
-            f"dense here (predicted density {report['predicted_density']:.2f})"
+            "dense here" + ("" if predicted is None else f" (predicted density {predicted:.2f})")
         )
     print(f"  verdict:     {report['verdict']}")
     if by_layer:

@@ -64,7 +64,13 @@ std::vector<AttentionCase> cases() {
   packed.seqlens_k = {130, 20, 200};
   AttentionCase padded = plain;
   padded.leftpad_k = {3, 70};
-  return {plain, gated, window, packed, padded};
+  AttentionCase mass = plain;
+  mass.policy = PolicyKind::kMass;
+  mass.spread = 14;
+  AttentionCase skip = mass;
+  skip.policy = PolicyKind::kSkipSoftmax;
+  skip.skip_order = SkipOrder::kOutwards;
+  return {plain, gated, window, packed, padded, mass, skip};
 }
 
 TEST(Prepared, RunsOnOtherPointersAsTheWholeCallWould) {
@@ -149,6 +155,12 @@ TEST(Prepared, RefusesAnotherCall) {
        "policy.kind is 2; the call was planned with 1"},
       {"table", [](AttentionParams& p) { p.policy.thresholds.num_q_blocks = 1; },
        "policy.thresholds.num_q_blocks is 1; the call was planned with"},
+      {"c", [](AttentionParams& p) { p.policy.mass_c = 0.5f; },
+       "policy.mass_c is 0.5; the call was planned with 0.1"},
+      {"lambda", [](AttentionParams& p) { p.policy.skip_lambda = 0.5f; },
+       "policy.skip_lambda is 0.5; the call was planned with 0.05"},
+      {"order", [](AttentionParams& p) { p.policy.skip_order = SkipOrder::kOutwards; },
+       "policy.skip_order is 1; the call was planned with 0"},
       {"grid", [](AttentionParams& p) { p.block.kv = 128; },
        "block is 128x128; the call was planned with 128x64"},
       {"compute", [](AttentionParams& p) { p.compute_type = ComputeType::kFloat32; },

@@ -44,6 +44,15 @@ std::int64_t sum(const std::vector<std::int64_t>& counts) {
   return total;
 }
 
+// Scores of these 64 keys become so low that no policy keeps them for their own sake.
+void lower_block(AttentionData* data, std::int64_t block) {
+  for (std::int64_t head = 0; head < data->c.num_heads_kv; ++head) {
+    for (std::int64_t t = 64 * block; t < 64 * block + 64; ++t) {
+      data->set(data->k, data->c.kv_dtype, 0, t, head, 0, -60);
+    }
+  }
+}
+
 void expect_matches_the_oracle(const AttentionCase& c) {
   SCOPED_TRACE(describe(c));
   AttentionData data(c);
@@ -111,6 +120,26 @@ TEST_P(RowPoliciesOnCpu, OfSeveralSequencesAndShards) {
     for (const AttentionCase& c : {packed, padded, shard, late, sinks, capped, scaled, large}) {
       expect_matches_the_oracle(c);
     }
+  }
+}
+
+// The sums of the sink are carried into the totals before the diagonal is reached.
+TEST_P(RowPoliciesOnCpu, FarFromTheSink) {
+  for (const std::int64_t keys : {2300, 4700}) {
+    AttentionCase c = gated_case();
+    c.seqlen_q = 200;
+    c.seqlen_k = keys;
+    c.num_heads_q = c.num_heads_kv = 2;
+    c.sinks = true;
+    SCOPED_TRACE(describe(c));
+    AttentionData data(c);
+    // The sink holds most of the reference: without it most of the others would be kept.
+    for (std::int64_t head = 0; head < 2; ++head) {
+      for (std::int64_t t = 0; t < 64; ++t) data.set(data.k, c.kv_dtype, 0, t, head, 0, 8);
+    }
+    ASSERT_EQ(run_case(data, "cpu"), "");
+    EXPECT_EQ(compare_with_oracle(data, false), "");
+    EXPECT_LT(sum(data.kept_blocks), sum(data.visible_blocks) / 2);
   }
 }
 
@@ -307,6 +336,7 @@ TEST_P(RowPoliciesOnCpu, ScoresThatAreNoNumbersKeepTheirBlocks) {
   constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
   AttentionCase c = gated_case();
+  c.num_heads_q = c.num_heads_kv = 1;
   c.q_dtype = c.kv_dtype = DType::kFloat32;
   for (const PolicyKind policy : {PolicyKind::kMass, PolicyKind::kSkipSoftmax}) {
     for (const float value : {kNan, kInfinity, -kInfinity}) {
@@ -314,6 +344,7 @@ TEST_P(RowPoliciesOnCpu, ScoresThatAreNoNumbersKeepTheirBlocks) {
         c.policy = policy;
         SCOPED_TRACE(describe(c));
         AttentionData data(c);
+        lower_block(&data, 3);  // of key 200: without it the block would be left out
         data.set(data.k, c.kv_dtype, 0, key, 0, 0, value);  // the sign is that of q: positive
         ASSERT_EQ(run_case(data, "cpu"), "");
         EXPECT_EQ(compare_with_oracle(data, false), "") << value << " at key " << key;
@@ -325,6 +356,26 @@ TEST_P(RowPoliciesOnCpu, ScoresThatAreNoNumbersKeepTheirBlocks) {
       }
     }
   }
+}
+
+// A row whose reference is no number keeps what it sees, and has no say about what it does not see.
+TEST_P(RowPoliciesOnCpu, ARowWithoutAReferenceSpeaksForWhatItSees) {
+  AttentionCase c = gated_case();
+  c.q_dtype = c.kv_dtype = DType::kFloat32;
+  c.window = 200;
+  AttentionData data(c);
+  // Query block 6 is rows 768 to 895; the last one alone sees key 895, and nothing before key 696.
+  const std::int64_t row = 6 - 700 / 128;
+  for (const std::int64_t block : {8, 9, 10}) lower_block(&data, block);
+  const auto kept = [&](std::int64_t j) {
+    return data.kept_mask[static_cast<std::size_t>(row * data.kv_blocks + j)];
+  };
+  ASSERT_EQ(run_case(data, "cpu"), "");
+  EXPECT_EQ(kept(8) + kept(9), 0);
+  data.set(data.k, c.kv_dtype, 0, 895, 0, 0, std::numeric_limits<float>::quiet_NaN());
+  ASSERT_EQ(run_case(data, "cpu"), "");
+  EXPECT_EQ(kept(8) + kept(9), 0);
+  EXPECT_EQ(compare_with_oracle(data, false), "");
 }
 
 // What is left out does not reach the output, whatever its values are.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 import transformers
 
 import bsfa
+from bsfa.cli import main
 from bsfa.hf.models import model_shape
 from tiny import SHAPE, logits, tiny_model, tokens
 
@@ -187,3 +189,13 @@ def test_a_layer_that_runs_alone_keeps_its_thresholds() -> None:
             model.model.layers[layer](x, position_embeddings=positions)
             (one,) = [s for s in bsfa.stats(model).layers if s.layer == layer]
             assert (one.density < 1) == gated
+
+
+@pytest.mark.parametrize("make", [lfm2, zamba2])
+def test_a_file_is_checked_against_the_layers_that_attend(make: Any, tmp_path: Path) -> None:
+    model = make()
+    path = tmp_path / "t.safetensors"
+    for layers, code in ((2, 0), (model.config.num_hidden_layers, 2)):
+        table_of(model, torch.zeros(layers, 3)).save(str(path))
+        model.config.save_pretrained(tmp_path)
+        assert main(["thresholds", "check", str(path), "--model", str(tmp_path)]) == code

@@ -18,12 +18,11 @@ from bsfa.cli.common import (
 )
 from bsfa.errors import InvalidArgumentError
 from bsfa.eval import ablation, report
-from bsfa.policies import POLICIES
+from bsfa.policies import ATTENTIONS, OPTIONS, SWEPT, SWEPT_BY_DEFAULT
 from bsfa.provenance import add_dirty, refuse_changes
 
 DEFAULT_LENGTHS = [4096, 8192]
 DEFAULT_BUDGETS = [16, 32, 64, 96, 128]
-DEFAULT_MODES = ["dense", "threshold", "sliding_window"]
 
 
 def add(verbs: Any) -> None:
@@ -110,25 +109,20 @@ def _add_sweep(inner: Any) -> None:
     parser.add_argument(
         "--modes",
         type=_names,
-        default=DEFAULT_MODES,
+        default=list(SWEPT_BY_DEFAULT),
         metavar="NAME,...",
-        help="stock (the model's own attention), dense, threshold, sliding_window, mass, "
-        "skip_softmax, skip_softmax_outwards; default: " + ",".join(DEFAULT_MODES),
+        help="; ".join(f"{name} ({ATTENTIONS[name].summary})" for name in SWEPT)
+        + "; default: "
+        + ",".join(SWEPT_BY_DEFAULT),
     )
-    parser.add_argument(
-        "--mass-c",
-        type=_reals,
-        default=[],
-        metavar="C,...",
-        help=f"of the mode mass; default: {POLICIES['mass'].default:g}",
-    )
-    parser.add_argument(
-        "--skip-lambda",
-        type=_reals,
-        default=[],
-        metavar="L,...",
-        help=f"of the skip_softmax modes; default: {POLICIES['skip_softmax'].default:g}",
-    )
+    for option, takers in OPTIONS.items():
+        parser.add_argument(
+            f"--{option}",
+            type=_reals,
+            default=[],
+            metavar=takers[0].setting[0].upper() + ",...",
+            help=f"of {', '.join(p.name for p in takers)}; default: {takers[0].default:g}",
+        )
     parser.add_argument(
         "--haystack",
         nargs="+",
@@ -241,9 +235,9 @@ def sweep(options: argparse.Namespace) -> None:
         budgets=options.budgets,
         modes=options.modes,
         parameters={
-            "mass": options.mass_c,
-            "skip_softmax": options.skip_lambda,
-            "skip_softmax_outwards": options.skip_lambda,
+            policy.name: getattr(options, option.replace("-", "_"))
+            for option, takers in OPTIONS.items()
+            for policy in takers
         },
         prompts=options.prompts,
         seed=options.seed,

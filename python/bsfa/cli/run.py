@@ -22,12 +22,12 @@ from bsfa.cli.common import (
     read_text,
 )
 from bsfa.errors import InvalidArgumentError
-from bsfa.policies import MODES, POLICIES
+from bsfa.policies import ATTENTIONS, METHOD, OPTIONS, POLICIES, STOCK
 from bsfa.provenance import built_from
 
 NEEDLE_QUESTION = "What is the pass key? The pass key is"
-COMPARE = ("stock", *MODES)
-METHODS = ("threshold", *(policy.name for policy in POLICIES.values() if policy.has_parameter))
+COMPARE = tuple(ATTENTIONS)
+METHODS = (METHOD, *(policy.name for policy in POLICIES.values() if policy.has_parameter))
 """What the contestant bsfa can be."""
 
 
@@ -56,10 +56,8 @@ def add(verbs: Any) -> None:
     parser = verbs.add_parser(
         "run",
         help="read a long prompt and answer, with and without the method, side by side",
-        description="stock: the attention that Transformers gives the model. dense: bsfa, nothing "
-        "left out. sliding_window: the paper's baseline at the same budget. sparge: its other one, "
-        "if the package spas_sage_attn is there, at its middle settings. bsfa: the method, with "
-        "thresholds; or another --mode, without.",
+        description="".join(f"{name}: {ATTENTIONS[name].summary}. " for name in COMPARE)
+        + "bsfa: the method, with thresholds; or another --mode, without.",
     )
     add_model_options(parser)
     parser.add_argument("--prompt-file", required=True, metavar="FILE", help="the document")
@@ -76,22 +74,17 @@ def add(verbs: Any) -> None:
     parser.add_argument(
         "--mode",
         choices=METHODS,
-        default="threshold",
-        help="what bsfa runs; all but threshold need no thresholds and run on the CPU; default: "
-        "threshold",
+        default=METHOD,
+        help=f"what bsfa runs; all but {METHOD} need no thresholds and run on the CPU; default: "
+        + METHOD,
     )
-    parser.add_argument(
-        "--mass-c",
-        type=float,
-        metavar="C",
-        help=f"of the mode mass; default: {POLICIES['mass'].default:g}",
-    )
-    parser.add_argument(
-        "--skip-lambda",
-        type=float,
-        metavar="L",
-        help=f"of the skip_softmax modes; default: {POLICIES['skip_softmax'].default:g}",
-    )
+    for option, takers in OPTIONS.items():
+        parser.add_argument(
+            f"--{option}",
+            type=float,
+            metavar=takers[0].setting[0].upper(),
+            help=f"of {', '.join(p.name for p in takers)}; default: {takers[0].default:g}",
+        )
     parser.add_argument(
         "--compare",
         default="stock,dense",
@@ -174,7 +167,7 @@ def _switch(model: Any, name: str, choice: Choice) -> None:
     """Makes the model attend as a contestant does."""
     import bsfa
 
-    if name == "stock":
+    if name == STOCK.name:
         if model.config.get_text_config(decoder=True)._attn_implementation == "bsfa":
             bsfa.disable(model)
         return
@@ -249,7 +242,7 @@ def contest(
             result["peak_memory_bytes"] = _peak_memory(ids.device)
             result["ttft_seconds"] = statistics.median(result["ttft"])
             result["ttft_spread"] = [min(result["ttft"]), max(result["ttft"])]
-            if name != "stock":
+            if name != STOCK.name:
                 stats = bsfa.stats(model)
                 result["density"] = stats.density
                 result["layers"] = [
@@ -262,14 +255,14 @@ def contest(
                     }
                     for layer in stats.layers
                 ]
-        _switch(model, "stock", choice)
+        _switch(model, STOCK.name, choice)
     return list(results.values())
 
 
 def verdict(results: list[dict[str, Any]], key: str) -> str:
     """Whether the method changed the answer; with a needle, what counts is the key."""
     by_name = {result["name"]: result["answer"].strip() for result in results}
-    dense = by_name.get("dense", by_name.get("stock"))
+    dense = by_name.get("dense", by_name.get(STOCK.name))
     if dense is None:
         return "nothing to compare with"
     if key:
@@ -282,20 +275,20 @@ def verdict(results: list[dict[str, Any]], key: str) -> str:
 
 def _parameters(options: argparse.Namespace, names: list[str]) -> dict[str, float]:
     found = {}
-    for option, value, modes in (
-        ("--mass-c", options.mass_c, ["mass"]),
-        ("--skip-lambda", options.skip_lambda, ["skip_softmax", "skip_softmax_outwards"]),
-    ):
+    for option, takers in OPTIONS.items():
+        value = getattr(options, option.replace("-", "_"))
         if value is None:
             continue
-        if not {options.mode, *names} & {*modes}:
-            raise InvalidArgumentError(f"{option} is {value:g}, and nothing runs {modes[0]}")
-        for mode in modes:
+        if not {options.mode, *names} & {policy.name for policy in takers}:
+            raise InvalidArgumentError(
+                f"--{option} is {value:g}, and nothing runs {takers[0].name}"
+            )
+        for policy in takers:
             try:
-                POLICIES[mode].parameter(value)
+                policy.parameter(value)
             except InvalidArgumentError as error:
-                raise InvalidArgumentError(f"{option}: {error}") from None
-            found[mode] = value
+                raise InvalidArgumentError(f"--{option}: {error}") from None
+            found[policy.name] = value
     return found
 
 
@@ -317,7 +310,7 @@ def _choice(options: argparse.Namespace, names: list[str]) -> Choice:
 def run(options: argparse.Namespace) -> None:
     """Runs the contest and prints it."""
     need("torch", "transformers")
-    if options.thresholds is None and options.mode == "threshold":
+    if options.thresholds is None and options.mode == METHOD:
         raise InvalidArgumentError(
             "--thresholds is missing: `calibrate` makes a threshold file (--mode mass needs none)"
         )
@@ -343,10 +336,10 @@ def run(options: argparse.Namespace) -> None:
     names.append("bsfa")
     for name in names:  # refused before any work
         _switch(model, name, choice)
-    _switch(model, "stock", choice)
+    _switch(model, STOCK.name, choice)
     results = contest(model, tokenizer, ids, choice, names, options.runs, options.answer_tokens)
     predicted = None
-    if choice.mode == "threshold" and choice.table is not None and choice.budget is not None:
+    if choice.mode == METHOD and choice.table is not None and choice.budget is not None:
         predicted = predicted_density(choice.budget, ids.shape[1], choice.table.block)
     report = {
         "model": options.model,
@@ -384,11 +377,9 @@ def _print(report: dict[str, Any], setting: str, by_layer: bool) -> None:
             + " ".join(result["answer"].split())
         )
     times = {result["name"]: result["ttft_seconds"] for result in report["contestants"]}
-    if "stock" in times and "dense" in times:
-        print(
-            f"  the kernel:  dense here reads {times['stock'] / times['dense']:.2f} times as fast "
-            "as the model's own attention"
-        )
+    if STOCK.name in times and "dense" in times:
+        ratio = times[STOCK.name] / times["dense"]
+        print(f"  the kernel:  dense here reads {ratio:.2f} times as fast as {STOCK.label}")
     if "dense" in times:
         predicted = report["predicted_density"]
         print(

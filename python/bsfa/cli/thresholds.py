@@ -91,12 +91,16 @@ def load_either(path: str) -> tuple[ThresholdTable, bool]:
 
 
 def model_shape(config: Any) -> tuple[int, int, float]:
-    """Layers, query heads and softmax scale from a configuration alone."""
-    config = config.get_text_config(decoder=True)
-    heads = config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    scalar = getattr(config, "query_pre_attn_scalar", None) or head_dim
-    return config.num_hidden_layers, heads, scalar**-0.5
+    """Attention layers, query heads and softmax scale: of the model, but without its weights."""
+    import torch
+    import transformers
+
+    from bsfa.hf import models
+
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    shape = models.model_shape(model)
+    return shape.num_layers, shape.num_heads_q, shape.softmax_scale
 
 
 def write_text(path: str, text: str) -> None:

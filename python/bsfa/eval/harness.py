@@ -20,6 +20,7 @@ from lm_eval.models.huggingface import HFLM
 import bsfa
 from bsfa.cli.common import load_model
 from bsfa.errors import FileError, InvalidArgumentError
+from bsfa.policies import STOCK
 from bsfa.provenance import built_from
 
 __all__ = ["BsfaLM", "run_command"]
@@ -54,7 +55,7 @@ class BsfaLM(HFLM):
             arguments.setdefault("tokenizer", tokenizer)
         super().__init__(pretrained=pretrained, **arguments)
         self.bsfa_mode = mode
-        if mode != "stock":
+        if mode != STOCK.name:
             bsfa.enable(
                 self.model,
                 thresholds,
@@ -67,7 +68,7 @@ class BsfaLM(HFLM):
     def get_model_info(self) -> dict[str, Any]:
         """What `hf` says of the model, and which attention ran."""
         info = super().get_model_info()
-        if self.bsfa_mode != "stock":
+        if self.bsfa_mode != STOCK.name:
             stats = bsfa.stats(self.model)
             info.update(
                 bsfa_version=bsfa.__version__,

@@ -60,7 +60,7 @@ def _mask(
     """uint8 [query blocks, key/value blocks]; q, k, v [1, tokens, 1, head_dim]."""
     settings = state.settings
     policy = settings.arguments()
-    if settings.mode == "threshold":
+    if settings.policy.needs_thresholds:
         policy["thresholds"] = settings.thresholds(layer, q.device)[head : head + 1]
     blocks = [-(-q.shape[1] // size) for size in settings.block]
     mask = torch.zeros((1, 1, *blocks), dtype=torch.uint8, device=q.device)

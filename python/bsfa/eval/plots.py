@@ -22,7 +22,7 @@ from PIL import Image  # matplotlib needs it too
 from bsfa.eval.report_ablations import ARROW, AblationRow
 from bsfa.eval.report_analysis import Cell, Group, setting_name
 from bsfa.eval.results import Map, Number
-from bsfa.policies import POLICIES
+from bsfa.policies import ATTENTIONS, EXACT, METHOD, POLICIES
 
 __all__ = [
     "DARK",
@@ -55,57 +55,18 @@ LIGHT = Theme(
     "#ffffff",
     "#1a1a1a",
     "#c8c8c8",
-    {
-        "dense": "#1a1a1a",
-        "threshold": "#0072b2",
-        "sliding_window": "#d55e00",
-        "sparge": "#007a5a",
-        "stock": "#7a5195",
-        "mass": "#a6336b",
-        "skip_softmax": "#6b6b00",
-        "skip_softmax_outwards": "#8a6d3b",
-    },
+    {name: policy.look.light for name, policy in ATTENTIONS.items()},
 )
 DARK = Theme(
     "dark",
     "#15181c",
     "#e8e8e8",
     "#50565e",
-    {
-        "dense": "#e8e8e8",
-        "threshold": "#56b4e9",
-        "sliding_window": "#e69f00",
-        "sparge": "#3ccf9f",
-        "stock": "#cc9ee6",
-        "mass": "#f08cba",
-        "skip_softmax": "#c9c93c",
-        "skip_softmax_outwards": "#d1b27a",
-    },
+    {name: policy.look.dark for name, policy in ATTENTIONS.items()},
 )
-MARKERS = {
-    "stock": "*",
-    "dense": "D",
-    "threshold": "o",
-    "sliding_window": "s",
-    "sparge": "^",
-    "mass": "P",
-    "skip_softmax": "v",
-    "skip_softmax_outwards": "<",
-}
-LINES = {
-    "stock": "",
-    "dense": ":",
-    "threshold": "-",
-    "sliding_window": "--",
-    "sparge": "-.",
-    "mass": "-",
-    "skip_softmax": "--",
-    "skip_softmax_outwards": "-.",
-}
-MODE_NAMES = {
-    "stock": "the model's own attention",
-    **{policy.name: policy.label for policy in POLICIES.values()},
-}
+MARKERS = {name: policy.look.marker for name, policy in ATTENTIONS.items()}
+LINES = {name: policy.look.line for name, policy in ATTENTIONS.items()}
+MODE_NAMES = {name: policy.label for name, policy in ATTENTIONS.items()}
 WIDTH = 4.6
 """Inches."""
 
@@ -232,7 +193,7 @@ def accuracy_curve(group: Group, against: str, theme: Theme) -> Figure:
         _label_budgets(
             axes,
             [(x, cell) for cell in group.of(mode) if (x := x_of(cell)) is not None],
-            above=mode == "threshold",
+            above=mode == METHOD,
             colour=theme.modes[mode],
         )
     note = "" if group.informative or dense is None else "\nuninformative: dense is below 50 %"
@@ -352,7 +313,7 @@ def kept_blocks(kept: Map, block: tuple[int, int], theme: Theme) -> Figure:
         ]
         for i, row in enumerate(kept.kept())
     ]
-    colours = ListedColormap([theme.ground, theme.faint, theme.modes["threshold"]])
+    colours = ListedColormap([theme.ground, theme.faint, theme.modes[METHOD]])
     _matrix(axes, values, colours, (0, 1))
     axes.set_xlabel(f"key block (of {block[1]} tokens)")
     axes.set_ylabel(f"query block (of {block[0]} tokens)")
@@ -365,7 +326,7 @@ def kept_blocks(kept: Map, block: tuple[int, int], theme: Theme) -> Figure:
         f"{kept.task}, {kept.length:,} tokens: density {density:.2f}"
     )
     for level, (colour, name) in enumerate(
-        ((theme.modes["threshold"], "kept"), (theme.faint, "left out"))
+        ((theme.modes[METHOD], "kept"), (theme.faint, "left out"))
     ):
         axes.text(
             0.98,
@@ -458,7 +419,8 @@ def ablation_dots(
     settings = list(dict.fromkeys(row.setting for row in rows))
     budgets = sorted({row.budget for row in rows})
     figure, axes = _panel(1.3 + 0.16 * len(settings) * max(2, len(budgets)))
-    palette = [theme.modes[mode] for mode in ("threshold", "sliding_window", "sparge", "dense")]
+    # Those of the modes, exact ones last.
+    palette = [theme.modes[mode] for mode in sorted(POLICIES, key=lambda mode: mode in EXACT)]
     for level, budget in enumerate(budgets):
         chosen = [(row, row.quantities.get(quantity)) for row in rows if row.budget == budget]
         shown = [(row, value) for row, value in chosen if value is not None]

@@ -14,7 +14,7 @@ from bsfa.eval.statistics import (
     ratio_of_medians,
     wilson,
 )
-from bsfa.policies import POLICIES
+from bsfa.policies import EXACT, METHOD, POLICIES
 
 __all__ = ["Analysis", "Cell", "Comparison", "Group", "Target", "analyse"]
 
@@ -22,9 +22,6 @@ INFORMATIVE = 0.5
 """Where dense attention scores below this, a difference from it says nothing about the method."""
 TARGET = 0.99
 """Share of the accuracy of dense attention that the target table asks for."""
-
-EXACT = ("stock", "dense")
-"""Modes that leave nothing out: the model's own attention, and dense attention here."""
 
 Setting = tuple[str, Number | None]
 """(mode, what it is set by: its budget, or its parameter)."""
@@ -161,7 +158,7 @@ class Analysis:
 
 def mode_order(mode: str) -> tuple[int, str]:
     """Exact modes, the method, then the others by name."""
-    first = (*EXACT, "threshold")
+    first = (*EXACT, METHOD)
     return first.index(mode) if mode in first else len(first), mode
 
 
@@ -257,14 +254,14 @@ def _group(title: str, tasks: Sequence[str], length: int, points: dict[str, list
 
 
 def _comparisons(group: Group, x_of: Callable[[Cell], float | None]) -> list[Comparison]:
-    """Every threshold point against every other sparse mode that was measured around it."""
+    """Every point of the method against every other sparse mode that was measured around it."""
     found = []
-    for other in sorted({cell.mode for cell in group.cells} - {*EXACT, "threshold"}):
+    for other in sorted({cell.mode for cell in group.cells} - {*EXACT, METHOD}):
         curve = sorted(
             ((x, cell) for cell in group.of(other) if (x := x_of(cell)) is not None),
             key=lambda pair: pair[0],
         )
-        for cell in group.of("threshold"):
+        for cell in group.of(METHOD):
             x = x_of(cell)
             place = None if x is None else bracket([x for x, _ in curve], x)
             if x is None or place is None:

@@ -10,8 +10,9 @@ from statistics import fmean
 
 from bsfa.eval import plots
 from bsfa.eval.report_ablations import QUANTITIES, TITLES, AblationRow
-from bsfa.eval.report_analysis import EXACT, Analysis, Cell, Group, mode_order
+from bsfa.eval.report_analysis import Analysis, Cell, Group, mode_order
 from bsfa.eval.results import Map, Number, Point, Results
+from bsfa.policies import EXACT, METHOD
 
 __all__ = ["Picture", "needle_grids", "pictures"]
 
@@ -73,7 +74,7 @@ def _chosen_budget(analysis: Analysis, length: int, densities: dict[int, float])
     """The one of the target table if it leaves something out, else the middle one that does."""
     for target in analysis.targets:
         budget = None if target.cell is None else target.cell.budget
-        wanted = (target.group.length, target.mode) == (length, "threshold")
+        wanted = (target.group.length, target.mode) == (length, METHOD)
         if wanted and isinstance(budget, int) and densities.get(budget, 1) < 1:
             return budget
     sparse = [budget for budget, density in densities.items() if density < 1] or [*densities]
@@ -94,7 +95,7 @@ def _heat_maps(analysis: Analysis) -> list[Picture]:
     points = [
         point
         for point in analysis.results.points.values()
-        if point.mode == "threshold" and any(point.density_by_head)
+        if point.mode == METHOD and any(point.density_by_head)
     ]
     for length in sorted({point.length for point in points}):
         here = [point for point in points if point.length == length]
@@ -176,7 +177,7 @@ def _maps(results: Results) -> list[Picture]:
             ),
             "",
             partial(plots.kept_blocks, kept, GATE_BLOCK),
-            detail=kept.mode != "threshold" or _keeps_all(kept),
+            detail=kept.mode != METHOD or _keeps_all(kept),
         )
         for kept in sorted(
             results.maps.values(),
@@ -245,7 +246,7 @@ def _needles(results: Results) -> list[Picture]:
             + ("" if grid.fewest == grid.most else f" to {grid.most}")
             + " prompts a cell, too few for a cell alone to mean much.",
             partial(plots.needle_grid, grid),
-            detail=grid.mode not in ("dense", "threshold"),
+            detail=grid.mode not in ("dense", METHOD),
             shaded=True,
         )
         for grid in needle_grids(results)

@@ -44,8 +44,7 @@ __all__ = [
 
 FORMAT = "bsfa-eval"
 VERSION = 1
-MODES = ("stock", *policies.MODES)
-"""stock: the attention that the model has without bsfa."""
+MODES = tuple(policies.ATTENTIONS)
 LABEL = "RULER-like"
 """In every output: the tasks follow RULER, but their texts and words are not those of RULER."""
 

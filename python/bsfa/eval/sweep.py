@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 import bsfa
-from bsfa import policies
 from bsfa._core import predicted_density
 from bsfa.errors import InvalidArgumentError, UnsupportedError
 from bsfa.eval import results
@@ -38,16 +37,10 @@ from bsfa.eval.results import Density, Failed, Key, Map, Point, Prompt
 from bsfa.eval.tasks import Generator, Sample, Task, find_tasks, score
 from bsfa.eval.text import Haystack
 from bsfa.hf.models import NAME, text_config
+from bsfa.policies import ATTENTIONS, EXACT, STOCK, SWEPT, SWEPT_BY_DEFAULT, find_policy
 
-__all__ = ["MODES", "UNINFORMATIVE", "Plan", "run"]
+__all__ = ["UNINFORMATIVE", "Plan", "run"]
 
-MODES = ("stock", *(mode for mode in policies.MODES if mode != "sparge"))
-"""stock: the attention that Transformers gives the model.
-
-SpargeAttention is not among them: it has no budget in blocks, and does not say how many it kept.
-"""
-EXACT = ("stock", "dense")
-"""Those that leave nothing out."""
 WARM_UP = 2
 """Prefills before the timed ones."""
 UNINFORMATIVE = 0.5
@@ -62,7 +55,7 @@ class Plan:
     lengths: Sequence[int]
     """Tokens of prompt and answer together."""
     budgets: Sequence[int]
-    modes: Sequence[str] = ("dense", "threshold", "sliding_window")
+    modes: Sequence[str] = SWEPT_BY_DEFAULT
     parameters: Mapping[str, Sequence[float]] = field(default_factory=dict)
     """Of the modes that have one (`bsfa.policies`), by mode; others run at their default."""
     prompts: int = 100
@@ -88,8 +81,8 @@ class Plan:
 
 def _numbers(plan: Plan, mode: str) -> Sequence[results.Number | None]:
     """What a mode is run at."""
-    policy = None if mode == "stock" else policies.find_policy(mode)
-    if policy is None or not policy.setting:
+    policy = ATTENTIONS[mode]
+    if not policy.setting:
         return [None]
     if policy.default is None:
         return plan.budgets
@@ -111,23 +104,22 @@ def _check(plan: Plan, model: Any, generator: Generator) -> list[Task]:
     tasks = find_tasks(plan.tasks)
     for task in tasks:
         generator.check(task)
-    unknown = [mode for mode in plan.modes if mode not in MODES]
+    unknown = [mode for mode in plan.modes if mode not in SWEPT]
     if unknown or not plan.modes:
         found = f"modes names {unknown[0]!r}" if unknown else "modes is empty"
-        raise InvalidArgumentError(f"{found}; accepted: {', '.join(MODES)}")
+        raise InvalidArgumentError(f"{found}; accepted: {', '.join(SWEPT)}")
     if plan.skip_uninformative and "dense" not in plan.modes:
         raise InvalidArgumentError("skip-uninformative needs the mode dense; modes has no dense")
     with_budget = []
     for mode in plan.modes:
-        if mode == "stock":
-            continue
-        policy = policies.find_policy(mode)
-        policy.check_device(model.device.type)
-        if policy.setting == "budget":
+        policy = ATTENTIONS[mode]
+        if policy is not STOCK:  # which runs wherever the model does
+            policy.check_device(model.device.type)
+        if policy.has_budget:
             with_budget.append(mode)
     for mode, numbers in plan.parameters.items():
         for number in numbers:
-            policies.find_policy(mode).parameter(number)
+            find_policy(mode).parameter(number)
     if with_budget and not plan.budgets:
         raise InvalidArgumentError(f"budgets is empty; mode {with_budget[0]} needs one or more")
     context = context_of(model)
@@ -145,7 +137,7 @@ def _check(plan: Plan, model: Any, generator: Generator) -> list[Task]:
 def _thresholds(
     plan: Plan, model: Any, generator: Generator, tasks: list[Task], out: str, progress: Any
 ) -> Calibrated | None:
-    if "threshold" not in plan.modes:
+    if not any(ATTENTIONS[mode].needs_thresholds for mode in plan.modes):
         return None
     if plan.thresholds is not None:
         return load_thresholds(
@@ -156,7 +148,7 @@ def _thresholds(
     if asked is None and os.path.exists(path):
         asked = categories_of(path)  # what the run that is gone on with chose
     categories = choose_categories(tasks, asked, generator.has_text)
-    _use(model, "stock", None, None)
+    _use(model, STOCK.name, None, None)
     return calibrate_for(
         model,
         generator,
@@ -179,7 +171,7 @@ def _header(
         "parameters": {
             mode: list(_numbers(plan, mode))
             for mode in plan.modes
-            if mode != "stock" and policies.find_policy(mode).has_parameter
+            if ATTENTIONS[mode].has_parameter
         },
         "chat_template": generator.chat_template,
         "haystack": generator.haystack_digest,
@@ -250,14 +242,14 @@ def _same(out: str, name: str, old: Any, new: Any) -> None:
 
 def _use(model: Any, mode: str, number: results.Number | None, found: Calibrated | None) -> None:
     """Makes the model attend in a mode."""
-    if mode == "stock":
+    if mode == STOCK.name:
         if text_config(model)._attn_implementation == NAME:
             bsfa.disable(model)
         return
-    if policies.find_policy(mode).has_parameter:
+    if ATTENTIONS[mode].has_parameter:
         bsfa.enable(model, mode=mode, parameter=number)
         return
-    table = found.table if found is not None and mode == "threshold" else None
+    table = found.table if found is not None and ATTENTIONS[mode].needs_thresholds else None
     assert not isinstance(number, float)
     bsfa.enable(model, table, number, mode=mode)
 
@@ -350,7 +342,7 @@ class _Runner:
 
     def _check_fallbacks(self, mode: str) -> None:
         """A point is not of a mode in which some layers did not run."""
-        fallbacks = {} if mode == "stock" else bsfa.stats(self.model).fallbacks
+        fallbacks = {} if mode == STOCK.name else bsfa.stats(self.model).fallbacks
         if fallbacks:
             raise UnsupportedError(f"mode {mode} did not run: {'; '.join(fallbacks)}")
 
@@ -453,5 +445,5 @@ def run(
             finished(record)
     if progress is not None:
         progress(total, total, "")
-    _use(model, "stock", None, None)
+    _use(model, STOCK.name, None, None)
     return so_far

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from bsfa.errors import UnsupportedError
-from bsfa.hf import sparge
 from bsfa.hf.masks import MaskPlan
 from bsfa.hf.padding import Padding
 from bsfa.hf.state import Call, State
@@ -34,28 +33,16 @@ def run(
     attention, reason = settings.mode, None
     if window is not None:
         attention = "windowed"
-        if settings.mode != "dense":
+        if not settings.policy.exact:
             reason = f"the model's own window of {window} tokens; the gate is for full attention"
-    elif settings.mode == "sparge":
-        out = sparge.run(settings.sparge, plan, query, key, value, scaling)
+    elif settings.module is not None:
+        out = settings.module.run(settings.sparge, plan, query, key, value, scaling)
         state.record(which, attention, None, None, None)
         return out
-    elif settings.mode == "threshold":
-        row = state.row(which)
-        if row is None:
-            raise UnsupportedError(
-                f"the thresholds are for {state.shape.num_layers} attention calls of a forward "
-                "pass, and this one is none of them"
-            )
-        policy["thresholds"] = settings.thresholds(row, query.device)
-        reached = plan.q_offset + plan.q_length
-        if settings.table is not None and reached > settings.table.max_seqlen:
-            state.warn_once(
-                f"a prompt of {reached} tokens is beyond the {settings.table.max_seqlen} that the "
-                "thresholds were calibrated on; the last ones are used for the rest"
-            )
     else:
         policy = settings.arguments()
+        if settings.policy.needs_thresholds:
+            policy["thresholds"] = _thresholds(state, which, plan, query.device)
 
     assert plan.padding is not None
     q, k, v = (_unit_stride(t.transpose(1, 2)) for t in (query, key, value))
@@ -88,6 +75,23 @@ def run(
         out = _packed(plan, plan.padding, q, k, v, call)
     state.record(which, attention, reason, kept, visible)
     return out
+
+
+def _thresholds(state: State, which: Call, plan: MaskPlan, device: torch.device) -> Tensor:
+    """float32 [num_heads_q, num_q_blocks] of this call."""
+    row, table = state.row(which), state.settings.table
+    if row is None:
+        raise UnsupportedError(
+            f"the thresholds are for {state.shape.num_layers} attention calls of a forward pass, "
+            "and this one is none of them"
+        )
+    reached = plan.q_offset + plan.q_length
+    if table is not None and reached > table.max_seqlen:
+        state.warn_once(
+            f"a prompt of {reached} tokens is beyond the {table.max_seqlen} that the thresholds "
+            "were calibrated on; the last ones are used for the rest"
+        )
+    return state.settings.thresholds(row, device)
 
 
 def _alike(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import os
 import sys
@@ -17,12 +18,11 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from bsfa._core import ThresholdTable
 from bsfa.errors import FallbackWarning, InvalidArgumentError, UnsupportedError
-from bsfa.hf import sparge as sparge_attention
 from bsfa.hf.marks import ATTRIBUTE, Mark
 from bsfa.hf.reading import reads_its_mask
 from bsfa.hf.sparge import Sparge
 from bsfa.hf.statistics import LayerStats, ModelStats
-from bsfa.policies import find_policy
+from bsfa.policies import METHOD, find_policy
 
 Call = tuple[int, int]
 """An attention call of a forward pass: its module's position, and which of its calls it is."""
@@ -49,7 +49,7 @@ class Settings:
     ) -> None:
         table = None if thresholds is None else as_table(thresholds)
         if mode is None:
-            mode = "dense" if table is None else "threshold"
+            mode = "dense" if table is None else METHOD
         self.policy = find_policy(mode)
         if shape.device is not None:
             self.policy.check_device(shape.device.type)
@@ -60,31 +60,29 @@ class Settings:
             table.check_model(shape.name, shape.num_layers, shape.num_heads_q, shape.softmax_scale)
             if budget is None:
                 budget = table.recommended_budget
-        if mode == "threshold":
+        if self.policy.needs_thresholds:
             if table is None:
                 raise InvalidArgumentError(
-                    "mode 'threshold' needs thresholds: a file of `bsfa calibrate` for this model"
+                    f"mode {mode!r} needs thresholds: a file of `bsfa calibrate` for this model"
                 )
             if budget is None:
                 raise InvalidArgumentError(
                     "budget is missing and the thresholds recommend none; they have "
                     + ", ".join(map(str, table.budgets))
                 )
-        if mode == "sliding_window" and (budget is None or budget < 0):
-            raise InvalidArgumentError(
-                f"budget is {budget}; mode 'sliding_window' needs the number of blocks to keep "
-                "before the diagonal, 0 or more"
-            )
+        self.policy.check_budget(budget)
         self.sparge = Sparge() if sparge is None else sparge
-        if mode == "sparge":
-            sparge_attention.check(self.sparge, shape.device)
+        # A policy that has a module of its own is run by that.
+        self.module = importlib.import_module(self.policy.module) if self.policy.module else None
+        if self.module is not None:
+            self.module.check(self.sparge, shape.device)
         self.mode = mode
         self.table = table
         self.budget = budget
         # [num_layers, num_heads_q, num_q_blocks]; refuses a budget that is not in the file.
         self._values = (
             torch.from_dlpack(table.thresholds(budget))
-            if mode == "threshold" and table is not None and budget is not None
+            if self.policy.needs_thresholds and table is not None and budget is not None
             else None
         )
         self._on_device: dict[torch.device, tuple[Tensor, ...]] = {}

@@ -113,11 +113,12 @@ def test_layers_do_not_wait_for_the_device(no_waiting: object) -> None:
             "kv_offset": 0,
             "mask_function": masks.masking_utils.causal_mask_function,
             "attention_mask": mask,
+            "device": mask.device,
         }
         expected = logits(model, ids, attention_mask=mask)
         plan = masks.make_plan(arguments)
         assert plan is not None
-        placeholder = masks.placeholder(plan)
+        placeholder = masks.placeholder(plan, "sdpa", model.config)
         positions = torch.arange(600, device="cuda")[None]
         with torch.inference_mode(), no_waiting:
             hidden = model.model.embed_tokens(ids)

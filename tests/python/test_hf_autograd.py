@@ -75,6 +75,8 @@ def test_checkpointing_is_dense_in_both_passes(reentrant: bool) -> None:
     torch.testing.assert_close(losses[1], losses[0], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(gradients[1], gradients[0], atol=1e-5, rtol=1e-4)
     assert any("autograd" in r or "gradients" in r for r in bsfa.stats(model).fallbacks)
+    # The backward pass calls the layers again, which makes them no further ones.
+    assert [layer.layer for layer in bsfa.stats(model).layers] == [0, 1]
 
 
 def test_a_checkpoint_of_ones_own() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import torch
 from torch import nn
 
 from bsfa.errors import UnsupportedError
@@ -43,6 +44,8 @@ class Mark:
         known = self.state.shape.calls_of(self.position)
         before = None if self._mask is None else self._mask()
         again = known > 1 if mask is None else mask is before
+        if torch._C._current_graph_task_id() != -1:
+            again = False  # a checkpoint computes the call anew, in a backward pass
         self._called = self._called + 1 if again else 0
         if known > 1:
             self._called %= known

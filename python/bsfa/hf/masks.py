@@ -157,7 +157,7 @@ _TRACED: collections.deque[MaskPlan] = collections.deque(maxlen=8)
 def _numbered(plan: MaskPlan) -> Tensor:
     number = next(_NUMBERS)
     _PLANS[number] = plan
-    return torch.tensor([number, -1], dtype=torch.int64).view(_SHAPE)
+    return torch.tensor([number, -1], dtype=torch.int64, device="cpu").view(_SHAPE)
 
 
 def traced_placeholder(plan: MaskPlan) -> Tensor:

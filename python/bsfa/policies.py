@@ -157,6 +157,17 @@ _TABLE = (
         swept=True,
     ),
     Policy(
+        "coverage",
+        "sampled selection",
+        "blocks that hold this share of the attention of sampled rows, without calibration",
+        Look("#b3261e", "#ff8a80", "X", "-"),
+        "coverage",
+        0.95,
+        1,
+        option="coverage",
+        call=lambda budget, parameter: {"coverage": parameter},
+    ),
+    Policy(
         "sliding_window",
         "sliding window",
         "the paper's baseline at the same budget",

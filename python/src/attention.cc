@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <bsfa/selection.hpp>
 #include <bsfa/text.hpp>
 #include <cstdlib>
 #include <new>
@@ -28,6 +29,9 @@ struct Call {
   Borrow borrow;
   AttentionParams params;
   std::shared_ptr<Executor> executor;
+  bool selects = false;  // whether the lists are made for the call
+  SampledSelector selector;
+  StridedView<float, 3> left_out;
   std::uint8_t* workspace = nullptr;
   std::int64_t workspace_bytes = 0;
   nb::handle allocate;  // called with a number of bytes if no workspace was given
@@ -83,6 +87,19 @@ void set_policy(Call* call, nb::handle thresholds, std::optional<Pair> threshold
   table.stride_head = view.stride[1];
   table.stride_batch = per_sequence ? view.stride[0] : 0;
   call->params.policy = Policy::threshold(table);
+}
+
+void set_selector(Call* call, std::optional<float> coverage, std::int64_t sampled_rows,
+                  float mass_floor, nb::handle left_out) {
+  call->left_out = call->borrow.view<float, 3>("left_out", left_out);
+  call->selects = coverage.has_value();
+  if (!call->selects) {
+    if (call->left_out) refuse("left_out was given without coverage");
+    return;
+  }
+  call->selector.coverage = *coverage;
+  call->selector.rows = sampled_rows;
+  call->selector.floor = mass_floor;
 }
 
 void set_sequences(Call* call, nb::handle cu_seqlens_q, nb::handle cu_seqlens_k,
@@ -156,13 +173,14 @@ Call make_call(nb::handle q, nb::handle k, nb::handle v, nb::handle out,
                std::optional<std::int64_t> window, float softcap, nb::handle sinks,
                nb::handle thresholds, std::optional<Pair> thresholds_block,
                std::optional<std::int64_t> window_blocks, std::optional<float> mass_c,
-               std::optional<float> skip_lambda, const std::string& skip_order, Pair block,
-               const std::string& compute_type, nb::handle cu_seqlens_q, nb::handle cu_seqlens_k,
+               std::optional<float> skip_lambda, const std::string& skip_order,
+               std::optional<float> coverage, std::int64_t sampled_rows, float mass_floor,
+               Pair block, const std::string& compute_type, nb::handle cu_seqlens_q, nb::handle cu_seqlens_k,
                std::optional<std::int64_t> max_seqlen_q, std::optional<std::int64_t> max_seqlen_k,
                nb::handle seqused_k, nb::handle leftpad_k, nb::handle q_offsets,
                nb::handle page_table, std::int64_t page_size, nb::handle lse,
                nb::handle kept_blocks, nb::handle visible_blocks, nb::handle kept_mask,
-               nb::handle block_max, const std::string& backend, std::uintptr_t stream,
+               nb::handle block_max, nb::handle left_out, const std::string& backend, std::uintptr_t stream,
                std::optional<int> num_threads, nb::handle workspace) {
   Call call;
   AttentionParams& params = call.params;
@@ -187,6 +205,7 @@ Call make_call(nb::handle q, nb::handle k, nb::handle v, nb::handle out,
   set_sequences(&call, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, seqused_k, leftpad_k,
                 q_offsets, page_table, page_size);
   set_policy(&call, thresholds, thresholds_block, window_blocks, mass_c, skip_lambda, skip_order);
+  set_selector(&call, coverage, sampled_rows, mass_floor, left_out);
   params.lse = call.borrow.view<float, 3>("lse", lse);
   params.kept_blocks = call.borrow.view<std::int64_t, 2>("kept_blocks", kept_blocks);
   params.visible_blocks = call.borrow.view<std::int64_t, 2>("visible_blocks", visible_blocks);
@@ -224,40 +243,131 @@ std::shared_ptr<const PreparedAttention> prepared_for(const AttentionParams& par
   return calls.front();
 }
 
+SelectBlocksParams selection_of(const Call& call) {
+  SelectBlocksParams selection;
+  selection.call = call.params;
+  selection.selector = call.selector;
+  selection.left_out = call.left_out;
+  return selection;
+}
+
+// With room for all blocks that a list may have.
+SelectionPlan plan_selection_of(const Call& call, SelectBlocksParams* selection) {
+  const AttentionPlan extents = plan_attention(call.params);
+  if (!extents.status.ok()) throw Error(extents.status);
+  *selection = selection_of(call);
+  selection->stride = extents.kv_blocks;
+  return plan_selection(*selection);
+}
+
 template <typename... Args>
 AttentionPlan plan(Args... args) {
   const Call call = make_call(args...);
-  return plan_attention(call.params);
+  AttentionPlan plan = plan_attention(call.params);
+  if (!call.selects || !plan.status.ok()) return plan;
+  SelectBlocksParams selection;
+  plan.status = plan_selection_of(call, &selection).status;
+  return plan;
+}
+
+// Bytes of a call, from an aligned address on: the caller's, or on the CPU its own.
+class Memory {
+ public:
+  // The caller's, whatever there is of them. `owner` is kept: what a tensor had may else be handed
+  // out again for the next thing that the call needs.
+  void borrow(nb::object owner, std::uint8_t* data, std::int64_t bytes) {
+    owner_ = std::move(owner);
+    const auto address = reinterpret_cast<std::uintptr_t>(data);
+    const std::uintptr_t aligned =
+        (address + kWorkspaceAlignment - 1) / kWorkspaceAlignment * kWorkspaceAlignment;
+    const auto lost = static_cast<std::int64_t>(aligned - address);
+    if (data == nullptr || bytes <= lost) return;
+    data_ = reinterpret_cast<std::byte*>(aligned);
+    bytes_ = static_cast<std::size_t>(bytes - lost);
+  }
+  void allocate(std::size_t bytes) {
+    if (bytes == 0) return;
+    own_.reset(::operator new (bytes, std::align_val_t{kWorkspaceAlignment}));
+    data_ = static_cast<std::byte*>(own_.get());
+    bytes_ = bytes;
+  }
+  std::byte* data() const { return data_; }
+  std::size_t bytes() const { return bytes_; }
+
+ private:
+  AlignedBuffer own_;
+  nb::object owner_;
+  std::byte* data_ = nullptr;
+  std::size_t bytes_ = 0;
+};
+
+// `bytes` for a call. On the CPU they are allocated without the caller.
+Memory memory_for(Call* call, std::size_t bytes) {
+  Memory memory;
+  if (bytes == 0) return memory;
+  if (call->allocate.is_valid()) {
+    nb::object made = call->allocate(bytes + kWorkspaceAlignment);
+    set_workspace(call, made);
+    memory.borrow(std::move(made), call->workspace, call->workspace_bytes);
+  } else if (call->workspace != nullptr) {
+    memory.borrow({}, call->workspace, call->workspace_bytes);
+  } else if (call->params.device.type == DeviceType::kCpu) {
+    memory.allocate(bytes);
+  }
+  return memory;
+}
+
+// Makes the lists of a call. What is returned holds them, for as long as the call needs them.
+Memory make_lists(Call* call) {
+  if (call->workspace != nullptr) {
+    refuse("coverage was given with the bytes of a workspace; accepted: a function that returns "
+           "them, or on the CPU None");
+  }
+  SelectBlocksParams selection;
+  const SelectionPlan plan = plan_selection_of(*call, &selection);
+  if (!plan.status.ok()) throw Error(plan.status);
+  AttentionParams& params = call->params;
+  const std::int64_t sequences =
+      params.cu_seqlens_q != nullptr ? params.num_sequences : params.q.shape[0];
+  const std::int64_t lists = sequences * params.q.shape[2] * plan.q_blocks;
+  const auto aligned = [](std::size_t bytes) {
+    return (bytes + kWorkspaceAlignment - 1) / kWorkspaceAlignment * kWorkspaceAlignment;
+  };
+  const std::size_t index_bytes = aligned(static_cast<std::size_t>(lists * selection.stride) * 4);
+  const std::size_t count_bytes = aligned(static_cast<std::size_t>(lists) * 4);
+  Memory memory = memory_for(call, index_bytes + count_bytes + plan.workspace_bytes);
+  if (memory.data() == nullptr && lists > 0) {
+    refuse("workspace is None; the lists of a call on a device need a function that returns bytes");
+  }
+  selection.indices = reinterpret_cast<std::int32_t*>(memory.data());
+  selection.counts = reinterpret_cast<std::int32_t*>(memory.data() + index_bytes);
+  selection.call.workspace = memory.data() + index_bytes + count_bytes;
+  selection.call.workspace_bytes = plan.workspace_bytes;
+  {
+    const nb::gil_scoped_release released;
+    select_blocks(selection);
+  }
+  params.lists.indices = selection.indices;
+  params.lists.num_indices = lists * selection.stride;
+  params.lists.counts = selection.counts;
+  params.lists.stride = selection.stride;
+  params.lists.num_heads = params.q.shape[2];
+  params.lists.q_blocks = plan.q_blocks;
+  call->workspace = nullptr;
+  return memory;
 }
 
 template <typename... Args>
 void forward(Args... args) {
   Call call = make_call(args...);
   AttentionParams& params = call.params;
+  Memory lists;
+  if (call.selects) lists = make_lists(&call);
   const std::shared_ptr<const PreparedAttention> prepared = prepared_for(params);
-  const std::size_t bytes = prepared->plan().workspace_bytes;
-  if (call.allocate.is_valid()) {
-    if (bytes > 0) set_workspace(&call, call.allocate(bytes + kWorkspaceAlignment));
-  }
+  const Memory workspace = memory_for(&call, prepared->plan().workspace_bytes);
+  params.workspace = workspace.data();
+  params.workspace_bytes = workspace.bytes();
   const nb::gil_scoped_release released;
-  AlignedBuffer own;
-  if (call.workspace != nullptr) {
-    // The caller's bytes, from their first aligned address on.
-    const auto address = reinterpret_cast<std::uintptr_t>(call.workspace);
-    const std::uintptr_t aligned =
-        (address + kWorkspaceAlignment - 1) / kWorkspaceAlignment * kWorkspaceAlignment;
-    const auto lost = static_cast<std::int64_t>(aligned - address);
-    if (call.workspace_bytes > lost) {
-      params.workspace = reinterpret_cast<void*>(aligned);
-      params.workspace_bytes = static_cast<std::size_t>(call.workspace_bytes - lost);
-    }
-  } else if (params.device.type == DeviceType::kCpu) {
-    if (bytes > 0) {
-      own.reset(::operator new (bytes, std::align_val_t{kWorkspaceAlignment}));
-      params.workspace = own.get();
-      params.workspace_bytes = bytes;
-    }
-  }
   prepared->run(params);
 }
 
@@ -278,6 +388,9 @@ window_blocks: the paper's baseline instead: blocks kept before the diagonal
 mass_c: the mass policy instead, with this c: finite, > 0 (0.1 is the method's)
 skip_lambda: the skip-softmax baseline instead: above 0, at most 1; skip_order: ascending from block
     0, or outwards from the diagonal
+coverage: above 0, up to 1: only blocks that hold this share of the attention of sampled_rows rows of
+    each query block (8, 16, 32 or 64), which are scored exactly before, and blocks of at least
+    mass_floor of it; what the lists leave is gated as the policy says
 block: the gate grid, query rows and keys per block
 compute_type: native, float32 or bfloat16
 cu_seqlens_q, cu_seqlens_k: int32 [batch + 1], packed batches (batch axis 1)
@@ -287,11 +400,12 @@ page_table, page_size: int32 [batch, pages], k and v being [pages, page_size, he
 lse: float32 [batch, num_heads_q, seqlen_q]
 kept_blocks, visible_blocks: int64 [batch, num_heads_q]
 kept_mask: uint8, block_max: float32 [batch, num_heads_q, q_blocks, kv_blocks] (see plan)
+left_out: float32 [batch, num_heads_q, q_blocks]: with coverage, the share that each list leaves out
 backend: a name from backends(); empty: the best that serves the call
 stream: cudaStream_t as an integer
 num_threads: CPU threads; default all
 workspace: uint8 bytes, plan(...).workspace_bytes + 256; or a function that is called with a number
-    of bytes and returns such a tensor; on the CPU allocated for the call if None
+    of bytes and returns such a tensor (with coverage twice, and not bytes); on the CPU allocated for the call if None
 
 Raises bsfa.Error before anything is written.)";
 
@@ -303,13 +417,15 @@ void define(nb::module_& module, const char* name, F&& function, const char* doc
              "thresholds"_a = nb::none(), "thresholds_block"_a = nb::none(),
              "window_blocks"_a = nb::none(), "mass_c"_a = nb::none(),
              "skip_lambda"_a = nb::none(), "skip_order"_a = "ascending",
+             "coverage"_a = nb::none(), "sampled_rows"_a = 32, "mass_floor"_a = 0.003f,
              "block"_a = Pair(128, 64), "compute_type"_a = "native",
              "cu_seqlens_q"_a = nb::none(), "cu_seqlens_k"_a = nb::none(),
              "max_seqlen_q"_a = nb::none(), "max_seqlen_k"_a = nb::none(),
              "seqused_k"_a = nb::none(), "leftpad_k"_a = nb::none(), "q_offsets"_a = nb::none(),
              "page_table"_a = nb::none(), "page_size"_a = 0, "lse"_a = nb::none(),
              "kept_blocks"_a = nb::none(), "visible_blocks"_a = nb::none(),
-             "kept_mask"_a = nb::none(), "block_max"_a = nb::none(), "backend"_a = "",
+             "kept_mask"_a = nb::none(), "block_max"_a = nb::none(), "left_out"_a = nb::none(),
+             "backend"_a = "",
              "stream"_a = 0, "num_threads"_a = nb::none(), "workspace"_a = nb::none(), doc);
 }
 

@@ -139,7 +139,7 @@ def test_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"mode": "skip_softmax", "parameter": 1.5}, "lambda above 0, at most 1"),
         (
             {"mode": "dense", "parameter": 0.1},
-            "parameter is 0.1 with mode 'dense'; it belongs to mass, skip_softmax, "
+            "parameter is 0.1 with mode 'dense'; it belongs to coverage, mass, skip_softmax, "
             "skip_softmax_outwards",
         ),
     ],

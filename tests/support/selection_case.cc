@@ -60,10 +60,15 @@ class Judge {
     if (!full && largest > selector.floor * (1 + kBand) + kUnit) {
       say("leaves out a block of ", largest, ", above the floor");
     }
-    // And not more than that: without the least block too little is held.
+    // And not more than that: without the least block, and those as large, too little is held.
+    double others = held_;
+    for (std::size_t n = 0; n < listed_.size(); ++n) {
+      const bool tied = masses_.mass[n] <= least * (1 + kBand) + kUnit;
+      if (listed_[n] != 0 && masses_.always[n] == 0 && tied) others -= masses_.mass[n];
+    }
     if (least < 2 && least < selector.floor * (1 - kBand) - kUnit &&
-        held_ - least > selector.coverage * total_ + kBand * least + kUnit * 64) {
-      say("has a block of ", least, " although the others hold ", held_ - least, " of ",
+        others > selector.coverage * total_ + kBand * least + kUnit * 64) {
+      say("has a block of ", least, " although larger ones hold ", others, " of ",
           selector.coverage * total_);
     }
   }

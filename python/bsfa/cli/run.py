@@ -75,8 +75,8 @@ def add(verbs: Any) -> None:
         "--mode",
         choices=METHODS,
         default=METHOD,
-        help=f"what bsfa runs; all but {METHOD} need no thresholds and run on the CPU; default: "
-        + METHOD,
+        help=f"what bsfa runs; all but {METHOD} need no thresholds, and all of these but coverage "
+        f"run on the CPU; default: {METHOD}, or coverage if only that is given",
     )
     for option, takers in OPTIONS.items():
         parser.add_argument(
@@ -245,6 +245,8 @@ def contest(
             if name != STOCK.name:
                 stats = bsfa.stats(model)
                 result["density"] = stats.density
+                if not math.isnan(stats.left_out):
+                    result["left_out"] = stats.left_out
                 result["layers"] = [
                     {
                         "layer": layer.layer,
@@ -310,11 +312,18 @@ def _choice(options: argparse.Namespace, names: list[str]) -> Choice:
 def run(options: argparse.Namespace) -> None:
     """Runs the contest and prints it."""
     need("torch", "transformers")
+    names = [name for name in options.compare.split(",") if name and name != "bsfa"]
+    if options.coverage is not None and options.mode == METHOD:
+        # It says by itself what is to run: in place of the method, or beside it.
+        if options.thresholds is None:
+            options.mode = "coverage"
+        elif "coverage" not in names:
+            names.append("coverage")
     if options.thresholds is None and options.mode == METHOD:
         raise InvalidArgumentError(
-            "--thresholds is missing: `calibrate` makes a threshold file (--mode mass needs none)"
+            "--thresholds is missing: `calibrate` makes a threshold file (--coverage 0.95 needs "
+            "none)"
         )
-    names = [name for name in options.compare.split(",") if name and name != "bsfa"]
     unknown = [name for name in names if name not in COMPARE]
     if unknown:
         raise InvalidArgumentError(
@@ -386,6 +395,9 @@ def _print(report: dict[str, Any], setting: str, by_layer: bool) -> None:
             f"  the method:  bsfa reads {times['dense'] / times['bsfa']:.2f} times as fast as "
             "dense here" + ("" if predicted is None else f" (predicted density {predicted:.2f})")
         )
+    for result in report["contestants"]:
+        if "left_out" in result:
+            print(f"  left out:    {result['name']}: {result['left_out']:.2%} of the attention")
     print(f"  verdict:     {report['verdict']}")
     if by_layer:
         for layer in report["contestants"][-1]["layers"]:

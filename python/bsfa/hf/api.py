@@ -42,6 +42,7 @@ def enable(
     mode: str | None = None,
     sparge: Sparge | None = None,
     parameter: float | None = None,
+    coverage: float | None = None,
     compute_type: str = "native",
     backend: str = "",
     allow_other_model: bool = False,
@@ -54,12 +55,17 @@ def enable(
             Default: the environment's BSFA_THRESHOLDS.
         budget: key/value blocks that a query block keeps beside its diagonal; one of the file's.
             Default: BSFA_BUDGET, then the budget that the file recommends.
-        mode: threshold (the method), dense, mass (without calibration; CPU), sliding_window or
-            sparge (the paper's baselines), skip_softmax or skip_softmax_outwards (baselines; CPU).
+        mode: threshold (the method), coverage (blocks chosen before they are scored; without
+            calibration), dense, mass (without calibration; CPU), sliding_window or sparge (the
+            paper's baselines), skip_softmax or skip_softmax_outwards (baselines; CPU).
             Default: BSFA_MODE, then threshold with thresholds and dense without.
         sparge: for mode sparge, which runs the package spas_sage_attn: how much that keeps.
-        parameter: of mass its c (default 0.1), of the skip_softmax modes their lambda (default
-            0.03).
+        parameter: of coverage its share (default 0.95), of mass its c (default 0.1), of the
+            skip_softmax modes their lambda (default 0.03).
+        coverage: short for mode coverage with this parameter: each query block visits only the
+            blocks that hold this share of the attention of 32 of its rows, which are scored
+            exactly. The same value means the same at every length. 0.95 is fast, 0.98 careful.
+            Default: BSFA_COVERAGE, unless a mode or thresholds are given.
         compute_type: native, float32 or bfloat16 (inputs rounded to it).
         backend: a name from `bsfa.backends()`; empty: the best that serves the call.
         allow_other_model: no `OtherModelWarning` if the thresholds name other weights (by the
@@ -69,7 +75,17 @@ def enable(
     the model had before, reported by a `FallbackWarning` and in `stats`. Raises bsfa.Error before
     anything is changed. Calling it again replaces the settings.
     """
-    default_mode, default_thresholds, default_budget = environment()
+    if coverage is not None:
+        if mode not in (None, "coverage") or parameter is not None:
+            raise InvalidArgumentError(
+                f"coverage is {coverage!r} with "
+                + (f"mode {mode!r}" if parameter is None else f"parameter {parameter!r}")
+                + "; accepted: coverage alone, or mode 'coverage' with parameter"
+            )
+        mode, parameter = "coverage", coverage
+    default_mode, default_thresholds, default_budget, default_coverage = environment()
+    if mode is None and thresholds is None and parameter is None:
+        parameter = default_coverage
     mode = default_mode if mode is None else mode
     thresholds = default_thresholds if thresholds is None else thresholds
     budget = default_budget if budget is None else budget

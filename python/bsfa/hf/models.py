@@ -182,7 +182,8 @@ def mark_of(module: nn.Module) -> Mark | None:
 def from_environment(config: Any, layers: list[nn.Module]) -> State:
     """A state as the environment describes it, for a model that was loaded with bsfa."""
     shape = ModelShape(type(config).__name__.removesuffix("Config"), config, layers)
-    settings = Settings(shape, *environment())
+    mode, thresholds, budget, parameter = environment()
+    settings = Settings(shape, mode, thresholds, budget, parameter=parameter)
     if settings.table is not None:  # before any weights may be there
         warn_of_other_model(settings.table, getattr(config, "_name_or_path", ""), None)
     state = State(settings, _default_previous(config), shape, config)

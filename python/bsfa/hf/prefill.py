@@ -47,7 +47,8 @@ def run(
     assert plan.padding is not None
     q, k, v = (_unit_stride(t.transpose(1, 2)) for t in (query, key, value))
     kept, visible = (query.new_empty(query.shape[:2], dtype=torch.int64) for _ in range(2))
-    call = {
+    left_out = None
+    call: dict[str, Any] = {
         "softmax_scale": scaling,
         "causal": True,
         "window": window,
@@ -62,7 +63,8 @@ def run(
     common = plan.padding.common()
     if common is not None:
         observe = state.observer is not None and window is None
-        out, maxima = _alike(plan, common, q, k, v, call, observe)
+        out, asked = _alike(plan, common, q, k, v, call, observe)
+        maxima, left_out = asked.get("block_max"), asked.get("left_out")
         if state.observer is not None:
             rows = min(end, common[1]) - max(plan.q_offset, common[0])
             state.observer(state.row(which), plan, maxima, rows)
@@ -73,7 +75,7 @@ def run(
         run_attention(q, k[:, :end], v[:, :end], out, leftpad_k=leftpad, **call)
     else:
         out = _packed(plan, plan.padding, q, k, v, call)
-    state.record(which, attention, reason, kept, visible)
+    state.record(which, attention, reason, kept, visible, left_out)
     return out
 
 
@@ -102,8 +104,10 @@ def _alike(
     v: Tensor,
     call: dict[str, Any],
     observe: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """All sequences have the same rows: plain strided views. Also block maxima, if observed."""
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """All sequences have the same rows: plain strided views. Also what is known of each query
+    block: block_max if observed, left_out if the call has a coverage.
+    """
     start, end = span
     top = max(0, start - plan.q_offset)
     bottom = min(plan.q_length, end - plan.q_offset)
@@ -112,16 +116,18 @@ def _alike(
     if bottom <= top:
         call["kept_blocks"].zero_()
         call["visible_blocks"].zero_()
-        return out, None
+        return out, {}
     keys = slice(start, min(end, plan.q_offset + bottom))
     q_offset = plan.q_offset + top - start
-    maxima = None
+    asked: dict[str, Tensor] = {}
+    block_q, block_kv = call["block"]
+    q_blocks = (q_offset + bottom - top - 1) // block_q + 1 - q_offset // block_q
+    shape = (q.shape[0], q.shape[2], q_blocks)
     if observe:
-        block_q, block_kv = call["block"]
-        q_blocks = (q_offset + bottom - top - 1) // block_q + 1 - q_offset // block_q
         kv_blocks = -(-(keys.stop - keys.start) // block_kv)
-        shape = (q.shape[0], q.shape[2], q_blocks, kv_blocks)
-        maxima = q.new_empty(shape, dtype=torch.float32)
+        asked["block_max"] = q.new_empty((*shape, kv_blocks), dtype=torch.float32)
+    if call.get("coverage") is not None:
+        asked["left_out"] = q.new_empty(shape, dtype=torch.float32)
     if keys != slice(0, k.shape[1]):
         k, v = k[:, keys], v[:, keys]
     if not whole:
@@ -132,10 +138,10 @@ def _alike(
         v,
         out if whole else out[:, top:bottom],
         q_offset=q_offset,
-        block_max=maxima,
+        **asked,
         **call,
     )
-    return out, maxima
+    return out, asked
 
 
 def _packed(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import math
 import os
 import sys
 import warnings
@@ -168,6 +169,10 @@ def previous_function(name: str, module: nn.Module) -> Callable[..., Any]:
     return function
 
 
+# What a call did: attention, reason, kept and visible blocks, what was left out.
+Noted = tuple[str, str | None, Tensor | None, Tensor | None, Tensor | None]
+
+
 class State:
     """One enabled model: settings, the attention that it had before, statistics."""
 
@@ -195,7 +200,7 @@ class State:
         self.number = next(_NUMBERS)
         self.modules: weakref.WeakValueDictionary[int, nn.Module] = weakref.WeakValueDictionary()
         _BY_NUMBER[self.number] = self
-        self._layers: dict[Call, tuple[str, str | None, Tensor | None, Tensor | None]] = {}
+        self._layers: dict[Call, Noted] = {}
         self._fallbacks: Counter[str] = Counter()
         self._warned: set[str] = set()
         self.functions: dict[type, Callable[..., Any]] = {}
@@ -249,11 +254,14 @@ class State:
         reason: str | None,
         kept: Tensor | None,
         visible: Tensor | None,
+        left_out: Tensor | None = None,
     ) -> None:
-        """Notes what a call did. kept, visible: int64 [batch, num_heads_q], not yet read."""
+        """Notes what a call did. kept, visible: int64 [batch, num_heads_q]; left_out: float32
+        [batch, num_heads_q, query blocks]; not yet read.
+        """
         if call in self._layers:  # the first call that comes again starts a new forward pass
             self._layers.clear()
-        self._layers[call] = (attention, reason, kept, visible)
+        self._layers[call] = (attention, reason, kept, visible, left_out)
 
     def row(self, call: Call) -> int | None:
         """The layer of a threshold file that a call belongs to."""
@@ -273,7 +281,7 @@ class State:
         batch = max((len(e[2]) for e in self._layers.values() if e[2] is not None), default=0)
         layers = max(self.shape.num_layers, len(self._layers))
         totals = torch.zeros((2, batch, layers, self.shape.num_heads_q), dtype=torch.int64)
-        for row, (_, _, kept, visible) in zip(self._rows(), self._layers.values(), strict=True):
+        for row, (_, _, kept, visible, _) in zip(self._rows(), self._layers.values(), strict=True):
             if kept is not None and visible is not None:
                 totals[0, :, row] = kept.cpu()
                 totals[1, :, row] = visible.cpu()
@@ -283,9 +291,15 @@ class State:
         """The statistics as plain numbers; waits for the device."""
         layers = []
         noted = zip(self._rows(), self._layers.values(), strict=True)
-        for row, (attention, reason, kept, visible) in sorted(noted, key=lambda each: each[0]):
+        for row, entry in sorted(noted, key=lambda each: each[0]):
+            attention, reason, kept, visible, left_out = entry
             counts = [() if t is None else tuple(t.sum(dim=0).tolist()) for t in (kept, visible)]
-            layers.append(LayerStats(row, attention, reason, *counts))
+            lost: tuple[float, ...] = ()
+            most = math.nan
+            if left_out is not None and left_out.numel() > 0:
+                lost = tuple(left_out.mean(dim=(0, 2)).tolist())
+                most = left_out.max().item()
+            layers.append(LayerStats(row, attention, reason, counts[0], counts[1], lost, most))
         return ModelStats(
             self.settings.mode,
             self.settings.budget,
@@ -354,8 +368,11 @@ def drop_state(config: Any, state: State) -> bool:
     return True
 
 
-def environment() -> tuple[str | None, str | None, int | None]:
-    """mode, thresholds and budget as the environment gives them."""
+def environment() -> tuple[str | None, str | None, int | None, float | None]:
+    """mode, thresholds, budget and parameter as the environment gives them.
+
+    BSFA_COVERAGE is the mode and its parameter.
+    """
     text = os.environ.get("BSFA_BUDGET") or None
     try:
         budget = None if text is None else int(text)
@@ -363,4 +380,18 @@ def environment() -> tuple[str | None, str | None, int | None]:
         raise InvalidArgumentError(
             f"BSFA_BUDGET is {text!r}; accepted: a number of blocks"
         ) from None
-    return os.environ.get("BSFA_MODE") or None, os.environ.get("BSFA_THRESHOLDS") or None, budget
+    mode = os.environ.get("BSFA_MODE") or None
+    text = os.environ.get("BSFA_COVERAGE") or None
+    try:
+        coverage = None if text is None else float(text)
+    except ValueError:
+        raise InvalidArgumentError(
+            f"BSFA_COVERAGE is {text!r}; accepted: a number above 0, up to 1"
+        ) from None
+    if coverage is not None:
+        if mode not in (None, "coverage"):
+            raise InvalidArgumentError(
+                f"BSFA_COVERAGE is {text!r} and BSFA_MODE {mode!r}; accepted: one of them"
+            )
+        mode = "coverage"
+    return mode, os.environ.get("BSFA_THRESHOLDS") or None, budget, coverage

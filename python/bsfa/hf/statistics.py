@@ -20,6 +20,11 @@ class LayerStats:
     kept_blocks: tuple[int, ...] = ()
     """By query head, summed over the batch; empty if the layer fell back or ran sparge."""
     visible_blocks: tuple[int, ...] = ()
+    left_out: tuple[float, ...] = ()
+    """Of mode coverage, by query head: the share of the attention of the rows that were scored
+    which the lists leave out, the mean over query blocks. Empty if it is not known."""
+    most_left_out: float = math.nan
+    """The largest share that a query block of any head leaves out."""
 
     @property
     def densities(self) -> tuple[float, ...]:
@@ -49,7 +54,7 @@ class ModelStats:
     """Calls of fewer than 32 queries since enable; they run the previous attention. Those inside a
     compiled graph are not counted."""
     parameter: float | None = None
-    """Of mass its c, of the skip_softmax modes their lambda."""
+    """Of coverage its share, of mass its c, of the skip_softmax modes their lambda."""
 
     @property
     def density(self) -> float:
@@ -58,12 +63,21 @@ class ModelStats:
         kept = sum(sum(layer.kept_blocks) for layer in self.layers)
         return kept / visible if visible else math.nan
 
+    @property
+    def left_out(self) -> float:
+        """Of mode coverage: the mean share of attention that is left out; NaN if not known."""
+        shares = [share for layer in self.layers for share in layer.left_out]
+        return sum(shares) / len(shares) if shares else math.nan
+
     def __str__(self) -> str:
         """A table of one row for each layer."""
         setting = "" if self.budget is None else f", budget {self.budget}"
         if self.parameter is not None:
             setting = f", {POLICIES[self.mode].setting} {self.parameter:g}"
         lines = [f"bsfa: mode {self.mode}{setting}; density {self.density:.3f}"]
+        if not math.isnan(self.left_out):
+            most = max(layer.most_left_out for layer in self.layers if layer.left_out)
+            lines[0] += f"; left out {self.left_out:.2%} of the attention, {most:.2%} at most"
         if self.layers:
             lines.append("layer  attention       density  lowest..highest head")
         for layer in self.layers:

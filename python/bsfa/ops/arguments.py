@@ -31,6 +31,13 @@ class OwnArguments(TypedDict, total=False):
     most ln(1 / lambda) below the largest of its row so far. CPU."""
     skip_order: str
     """Of skip_softmax: ascending from block 0, or outwards from the diagonal."""
+    coverage: float | None
+    """Above 0, up to 1: each query block visits only the blocks that hold this share of the
+    attention of some of its rows, which are scored exactly before. 0.95 is fast, 0.98 careful."""
+    sampled_rows: int
+    """Of coverage: rows of each query block that are scored: 8, 16, 32 or 64."""
+    mass_floor: float
+    """Of coverage: a block of at least this share is visited too; 1: coverage alone decides."""
     block: tuple[int, int]
     """The gate grid in tokens (query rows, keys); must be the one of the thresholds. (128, 64)"""
     q_offset: int | None
@@ -61,6 +68,9 @@ OWN_DEFAULTS: dict[str, Any] = {
     "mass": None,
     "skip_softmax": None,
     "skip_order": "ascending",
+    "coverage": None,
+    "sampled_rows": 32,
+    "mass_floor": 0.003,
     "block": (128, 64),
     "q_offset": None,
     "q_offsets": None,
@@ -94,6 +104,9 @@ def policy_of(own: Mapping[str, Any]) -> dict[str, Any]:
         "mass_c": own["mass"],
         "skip_lambda": own["skip_softmax"],
         "skip_order": own["skip_order"],
+        "coverage": own["coverage"],
+        "sampled_rows": own["sampled_rows"],
+        "mass_floor": own["mass_floor"],
     }
 
 

@@ -64,6 +64,13 @@ def flash_attn_func(
             skip_softmax: a baseline, with this lambda (above 0, at most 1): a block is kept if a
                 score in it is at most ln(1 / lambda) below the largest of its row so far. CPU.
             skip_order: of skip_softmax: ascending from block 0, or outwards from the diagonal.
+            coverage: above 0, up to 1: each query block visits only the blocks that hold this
+                share of the attention of some of its rows, which are scored exactly before. CPU
+                and cuda-sm90.
+            sampled_rows: of coverage: rows of each query block that are scored: 8, 16, 32 (the
+                default) or 64.
+            mass_floor: of coverage: a block of at least this share is visited too; default 0.003;
+                1: coverage alone decides.
             block: the gate grid in tokens (query rows, keys); must be the one of the thresholds.
                 Default (128, 64).
             q_offset: position of query row 0 in tokens; default seqlen_k - seqlen_q if causal,

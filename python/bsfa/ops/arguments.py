@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-class OwnArguments(TypedDict, total=False):
+class CallArguments(TypedDict, total=False):
     """What every function takes by keyword beyond the arguments of the flash-attention package."""
 
     thresholds: Tensor | None
@@ -45,13 +45,6 @@ class OwnArguments(TypedDict, total=False):
     batches only."""
     q_offsets: Tensor | None
     """int32 [batch]: likewise for each sequence, instead of q_offset."""
-    seqused_q: Tensor | None
-    """int32 [batch]: queries of each sequence that count, from its first; the rest give 0 and an
-    LSE of -inf."""
-    seqused_k: Tensor | None
-    """int32 [batch]: keys of each sequence that count, from its first after leftpad_k."""
-    leftpad_k: Tensor | None
-    """int32 [batch]: keys of each sequence before the first that counts."""
     return_lse: bool
     """Also return the natural logarithm of each row's normaliser, float32."""
     return_stats: bool
@@ -60,6 +53,18 @@ class OwnArguments(TypedDict, total=False):
     """native, float32 or bfloat16 (inputs rounded to it)."""
     backend: str
     """A name from `bsfa.backends()`; empty: the best that serves the call."""
+
+
+class OwnArguments(CallArguments, total=False):
+    """And what those take whose arguments do not say already which keys there are."""
+
+    seqused_q: Tensor | None
+    """int32 [batch]: queries of each sequence that count, from its first; the rest give 0 and an
+    LSE of -inf."""
+    seqused_k: Tensor | None
+    """int32 [batch]: keys of each sequence that count, from its first after leftpad_k."""
+    leftpad_k: Tensor | None
+    """int32 [batch]: keys of each sequence before the first that counts."""
 
 
 OWN_DEFAULTS: dict[str, Any] = {

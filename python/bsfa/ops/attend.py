@@ -66,11 +66,7 @@ def padded(
             k.shape[1],
         )
         results = packed(flat[0], flat[1], flat[2], lengths, scores, own, names, dry)
-        out = results.out.view(*q.shape[:-1], v.shape[-1])
-        lse = results.lse
-        if own["return_lse"] and lse is not None:
-            lse = lse.view(q.shape[2], *q.shape[:2]).transpose(0, 1).contiguous()
-        return results._replace(out=out, lse=lse)
+        return padded_results(results, q.shape[0], q.shape[1], own)
     call = {name: own[name] for name in ("seqused_k", "leftpad_k", "q_offset", "q_offsets")}
     return _run(PADDED, (q, k, v), call, (q.shape[1], k.shape[1]), scores, own, dry)
 
@@ -126,6 +122,14 @@ def packed(
         kept_blocks=pieces.gather(results.kept_blocks),
         visible_blocks=pieces.gather(results.visible_blocks),
     )
+
+
+def padded_results(results: Results, batch: int, seqlen: int, own: dict[str, Any]) -> Results:
+    """The results of a packed call whose queries were a padded batch, in its axes."""
+    out, lse = results.out.unflatten(0, (batch, seqlen)), results.lse
+    if own["return_lse"] and lse is not None:
+        lse = lse.unflatten(1, (batch, seqlen)).transpose(0, 1).contiguous()
+    return results._replace(out=out, lse=lse)
 
 
 def even_lengths(batch: int, seqlen: int, device: torch.device) -> Tensor:

@@ -16,7 +16,7 @@ from bsfa.ops.segments import Lengths
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from bsfa.ops.arguments import OwnArguments
+    from bsfa.ops.arguments import CallArguments
 
 # What says where keys begin and end is the cache's own.
 WITHOUT = ("seqused_q", "seqused_k", "leftpad_k")
@@ -42,7 +42,7 @@ def flash_attn_with_kvcache(
     alibi_slopes: Tensor | None = None,
     num_splits: int = 0,
     return_softmax_lse: bool = False,
-    **own: Unpack[OwnArguments],
+    **own: Unpack[CallArguments],
 ) -> Any:
     """Attention through a contiguous cache: `flash_attn.flash_attn_with_kvcache`, called alike.
 

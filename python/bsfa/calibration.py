@@ -224,7 +224,7 @@ def calibrate(
             are others now; the thresholds then name no weights.
         progress: called with (samples done, samples, name of the next).
 
-    Layers that the gate does not serve (the model's own window, a softcap) get -inf: dense.
+    Layers that the gate does not serve (the model's own window) get -inf: dense.
     """
     budgets = sorted(set(budgets))
     if recommend is not None and recommend not in budgets:

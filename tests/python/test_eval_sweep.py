@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 import bsfa
 from bsfa.cli import main
@@ -19,7 +20,7 @@ from bsfa.eval.results import Failed, Point
 from bsfa.eval.sweep import Plan
 from bsfa.eval.tasks import TASKS, Generator
 from eval_setup import haystack, model, tokenizer
-from tiny import table_for, tiny_model
+from tiny import SHAPE, table_for
 
 pytestmark = pytest.mark.model
 
@@ -224,19 +225,20 @@ def test_a_point_that_fails_does_not_stop_the_rest(
 
 
 def test_a_mode_that_falls_back_is_a_failure_not_a_point(tmp_path: Path) -> None:
-    capped = tiny_model(
-        "gemma2",
-        vocab_size=len(tokenizer()),
-        attn_logit_softcapping=20.0,
-        max_position_embeddings=512,
+    config = transformers.GptOssConfig(
+        **{**SHAPE, "vocab_size": len(tokenizer()), "max_position_embeddings": 512},
+        num_local_experts=2,
+        num_experts_per_tok=1,
+        layer_types=["full_attention", "full_attention"],
     )
+    with_sinks = transformers.GptOssForCausalLM._from_config(config, attn_implementation="eager")
     plan = dataclasses.replace(PLAN, lengths=[320], budgets=[1], modes=["stock", "sliding_window"])
-    with pytest.warns(bsfa.FallbackWarning, match="softcap"):
-        found = sweep.run(capped, tokenizer(), plan, str(tmp_path / "r.jsonl"))
+    with pytest.warns(bsfa.FallbackWarning, match="attention sinks"):
+        found = sweep.run(with_sinks.eval(), tokenizer(), plan, str(tmp_path / "r.jsonl"))
     assert [point.mode for point in found.points.values()] == ["stock"]
     (failed,) = found.failed.values()
     assert "mode sliding_window did not run" in failed.error
-    assert "softcap" in failed.error
+    assert "attention sinks" in failed.error
 
 
 def test_a_run_may_grow(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import gc
 import math
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -235,22 +234,62 @@ def test_short_prompts(length: int) -> None:
     assert len(stats.layers) == (0 if length < 32 else 2)
 
 
-def test_softcap_falls_back_to_the_model_s_own() -> None:
-    model = tiny_model("gemma2", attention="eager", attn_logit_softcapping=20.0)
-    ids = tokens(1, 100)
+def capped_model() -> Any:
+    """Gemma 2 as it is trained: scores pass through a softcap that they reach."""
+    return tiny_model("gemma2", attention="eager", attn_logit_softcapping=1.5)
+
+
+def test_softcap_is_computed() -> None:
+    model = capped_model()
+    ids = tokens(2, 300)
     before = logits(model, ids)
-    bsfa.enable(model, dense_table(model), 1)
-    with pytest.warns(bsfa.FallbackWarning, match=r"falls back to 'eager': a softcap of 20\.0"):
-        after = logits(model, ids)
-    assert torch.equal(after, before)
+    uncapped = tiny_model("gemma2", attention="eager")
+    assert (logits(uncapped, ids) - before).abs().max() > 1e-2
+    bsfa.enable(model)
+    torch.testing.assert_close(logits(model, ids), before, atol=2e-4, rtol=1e-4)
     stats = bsfa.stats(model)
-    assert stats.fallbacks == {"a softcap of 20.0": 2}
-    assert [layer.attention for layer in stats.layers] == ["previous", "previous"]
-    assert math.isnan(stats.density)
-    assert "softcap" in str(stats)
-    with warnings.catch_warnings():  # said once
-        warnings.simplefilter("error")
-        logits(model, ids)
+    assert stats.fallbacks == {}
+    assert [layer.attention for layer in stats.layers] == ["windowed", "dense"]
+    with torch.no_grad():
+        alone = model.generate(ids[:1], max_new_tokens=5, do_sample=False)
+        bsfa.disable(model)
+        assert torch.equal(model.generate(ids[:1], max_new_tokens=5, do_sample=False), alone)
+
+
+def test_the_gate_is_on_the_capped_score() -> None:
+    from reference import gated_attention, middling_thresholds
+
+    tables = {}
+
+    def spy(module, query, key, value, mask, scaling=None, softcap=None, **kwargs):
+        q, k, v = (t.transpose(1, 2) for t in (query, key, value))
+        window = 70 if module.layer_idx == 0 else None
+        given: Any = {"causal": True, "softmax_scale": scaling, "softcap": softcap}
+        table = None
+        if window is None:
+            table = middling_thresholds(gated_attention(q, k, v, **given)[4])
+        tables[module.layer_idx] = torch.full((4, 4), -math.inf) if table is None else table
+        out = gated_attention(q, k, v, window=window, thresholds=table, **given)[0]
+        return out.to(query.dtype), None
+
+    AttentionInterface.register("capped_spy", spy)
+    model = capped_model()
+    ids = tokens(1, 400)
+    model.set_attn_implementation("capped_spy")
+    expected = logits(model, ids)
+    model.set_attn_implementation("eager")
+    values = torch.stack([tables[0], tables[1]])[None]
+    bsfa.enable(model, table_for(model, values, [5]), 5)
+    torch.testing.assert_close(logits(model, ids), expected, atol=5e-4, rtol=1e-4)
+    stats = bsfa.stats(model)
+    assert stats.fallbacks == {}
+    assert 0.4 < stats.layers[1].density < 0.95
+
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=FOLLOWS_CLOSURES, backend="aot_eager")
+    after = logits(compiled, ids, attention_mask=torch.ones_like(ids))
+    torch.testing.assert_close(after, expected, atol=5e-4, rtol=1e-4)
+    assert bsfa.stats(model).fallbacks == {}
 
 
 def test_sinks_fall_back() -> None:

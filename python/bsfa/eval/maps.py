@@ -43,7 +43,7 @@ def kept_map(model: Any, prompt: Sequence[int], layer: int, head: int) -> list[l
                 kv_head = head // (query.shape[1] // key.shape[1])
                 q = query[:, head : head + 1].transpose(1, 2)
                 k, v = (t[:, kv_head : kv_head + 1].transpose(1, 2) for t in (key, value))
-                found.append(_mask(state, layer, head, q, k, v, kw.get("scaling")))
+                found.append(_mask(state, layer, head, q, k, v, kw))
             return function(module, query, key, value, *a, **kw)
 
         return watch
@@ -55,9 +55,12 @@ def kept_map(model: Any, prompt: Sequence[int], layer: int, head: int) -> list[l
 
 
 def _mask(
-    state: Any, layer: int, head: int, q: Tensor, k: Tensor, v: Tensor, scale: float | None
+    state: Any, layer: int, head: int, q: Tensor, k: Tensor, v: Tensor, arguments: dict[str, Any]
 ) -> Tensor:
-    """uint8 [query blocks, key/value blocks]; q, k, v [1, tokens, 1, head_dim]."""
+    """uint8 [query blocks, key/value blocks]; q, k, v [1, tokens, 1, head_dim].
+
+    arguments: those of the layer.
+    """
     settings = state.settings
     policy = settings.arguments()
     if settings.policy.needs_thresholds:
@@ -70,7 +73,8 @@ def _mask(
         k,
         v,
         out,
-        softmax_scale=scale,
+        softmax_scale=arguments.get("scaling"),
+        softcap=arguments.get("softcap") or 0.0,
         causal=True,
         block=settings.block,
         compute_type=state.compute_type,

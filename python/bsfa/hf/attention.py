@@ -156,7 +156,8 @@ def _prefill(
         assert plan is not None
         q, k, v = (_as_autocast(operand) for operand in (query, key, value))
         try:
-            return prefill.run(state, call, plan, q, k, v, kwargs.get("scaling")), None
+            scaling, softcap = kwargs.get("scaling"), kwargs.get("softcap")
+            return prefill.run(state, call, plan, q, k, v, scaling, softcap), None
         except (UnsupportedError, InvalidArgumentError) as error:
             # Whatever the library refuses is for the attention of before, which may take it.
             reason = str(error)
@@ -193,8 +194,6 @@ def _refused_arguments(
         if name not in _KNOWN_ARGUMENTS and given is not None:
             what = "attention sinks (s_aux)" if name == "s_aux" else f"the argument {name}"
             return f"{what} of the layer"
-    if kwargs.get("softcap"):
-        return f"a softcap of {kwargs['softcap']}"
     if kwargs.get("output_attentions"):
         return "output_attentions asks for the attention weights"
     if kwargs.get("dropout"):

@@ -41,6 +41,7 @@ def _attention(
     scaling: float | None,
     is_causal: bool | None,
     sliding_window: int | None,
+    softcap: float | None,
 ) -> Tensor:
     module = module_of(model, position)
     mark = mark_on(module)
@@ -50,6 +51,8 @@ def _attention(
         arguments["is_causal"] = is_causal
     if sliding_window is not None:
         arguments["sliding_window"] = sliding_window
+    if softcap is not None:
+        arguments["softcap"] = softcap
     return _eager_prefill(mark, module, query, key, value, mask, arguments)[0].contiguous()
 
 
@@ -78,6 +81,7 @@ def attention(
         kwargs.get("scaling"),
         kwargs.get("is_causal"),
         kwargs.get("sliding_window"),
+        kwargs.get("softcap"),
     )
 
 

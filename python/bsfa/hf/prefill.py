@@ -22,6 +22,7 @@ def run(
     key: Tensor,
     value: Tensor,
     scaling: float | None,
+    softcap: float | None = None,
 ) -> Tensor:
     """Operands [batch, heads, seqlen, head_dim] -> [batch, seqlen_q, heads, head_dim_v].
 
@@ -36,6 +37,10 @@ def run(
         if not settings.policy.exact:
             reason = f"the model's own window of {window} tokens; the gate is for full attention"
     elif settings.module is not None:
+        if softcap:
+            raise UnsupportedError(
+                f"a softcap of {softcap}, which mode {settings.mode} does not take"
+            )
         out = settings.module.run(settings.sparge, plan, query, key, value, scaling)
         state.record(which, attention, None, None, None)
         return out
@@ -50,6 +55,7 @@ def run(
     left_out = None
     call: dict[str, Any] = {
         "softmax_scale": scaling,
+        "softcap": softcap or 0.0,
         "causal": True,
         "window": window,
         "block": settings.block,

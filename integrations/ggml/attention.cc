@@ -98,6 +98,7 @@ AttentionParams params_of(const ggml_tensor* node, std::int64_t stream, const Ca
   std::copy(std::begin(shape), std::end(shape), params.out.shape);
   std::copy(std::begin(stride), std::end(stride), params.out.stride);
   params.softmax_scale = op.softmax_scale;
+  params.softcap = op.softcap;
   params.causal = true;
   params.q_offset = mask.q_offset;
   params.window = mask.window;
@@ -130,7 +131,6 @@ Decline declined_by_node(const ggml_tensor* node, const Settings& settings) {
     return Decline::kMaskLayout;
   }
   if (op.max_bias != 0) return Decline::kAlibi;
-  if (op.softcap != 0) return Decline::kSoftcap;
   if (op.sinks != nullptr) return Decline::kSinks;
   if (op.q->type != GGML_TYPE_F32 || node->type != GGML_TYPE_F32) return Decline::kQueryType;
   if (op.k->type != GGML_TYPE_F16 || op.v->type != GGML_TYPE_F16) return Decline::kCacheType;

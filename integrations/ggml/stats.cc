@@ -16,8 +16,6 @@ const char* decline_reason(Decline reason) {
       return "mask is not fp16, or differs by head";
     case Decline::kAlibi:
       return "ALiBi";
-    case Decline::kSoftcap:
-      return "softcap";
     case Decline::kSinks:
       return "attention sinks";
     case Decline::kQueryType:

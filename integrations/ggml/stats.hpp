@@ -18,7 +18,6 @@ enum class Decline : int {
   kNoMask,
   kMaskLayout,
   kAlibi,
-  kSoftcap,
   kSinks,
   kQueryType,
   kCacheType,

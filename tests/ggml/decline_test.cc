@@ -89,6 +89,14 @@ TEST(Decline, ClaimsPrefill) {
   EXPECT_EQ(decline(tensor, settings), Decline::kNone);
 }
 
+TEST(Decline, ASoftcapIsClaimed) {
+  Node node;
+  node.softcap = 50;
+  const ggml_tensor* tensor = node.build();
+  EXPECT_EQ(decline(tensor, dense()), Decline::kNone);
+  EXPECT_EQ(decline(tensor, threshold(30, 9, 0.125F)), Decline::kNone);
+}
+
 TEST(Decline, ModeOff) {
   Node node;
   Settings settings;
@@ -117,11 +125,6 @@ TEST(Decline, WhatIsNotPlainCausal) {
     Node node;
     node.max_bias = 8;
     EXPECT_EQ(decline(node.build(), dense()), Decline::kAlibi);
-  }
-  {
-    Node node;
-    node.softcap = 50;
-    EXPECT_EQ(decline(node.build(), dense()), Decline::kSoftcap);
   }
   {
     Node node;

@@ -3,6 +3,7 @@
 #include <ggml.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <random>
@@ -15,6 +16,7 @@
 namespace bsfa::ggml {
 namespace {
 
+constexpr float kScale = 0.125F;
 constexpr std::int64_t kKeys = 256, kQueries = 128, kDim = 64, kHeads = 4, kHeadsKv = 2;
 
 // FLASH_ATTN_EXT nodes of several layers with data, over one causal mask.
@@ -37,14 +39,14 @@ class Graph {
     return mask;
   }
 
-  ggml_tensor* layer(int number, std::int64_t queries, ggml_tensor* mask) {
+  ggml_tensor* layer(int number, std::int64_t queries, ggml_tensor* mask, float softcap = 0) {
     ggml_tensor* q = ggml_new_tensor_3d(context_, GGML_TYPE_F32, kDim, kHeads, queries);
     auto* values = static_cast<float*>(q->data);
     for (std::int64_t n = 0; n < ggml_nelements(q); ++n) values[n] = normal_(random_);
     const std::string suffix = "_l" + std::to_string(number);
     ggml_tensor* node = ggml_flash_attn_ext(context_, ggml_permute(context_, q, 0, 2, 1, 3),
                                             cache("cache_k" + suffix), cache("cache_v" + suffix),
-                                            mask, 0.125F, 0, 0);
+                                            mask, kScale, 0, softcap);
     node->flags |= GGML_TENSOR_FLAG_COMPUTE;
     return node;
   }
@@ -110,6 +112,64 @@ TEST(Prepared, TheLayersOfAGraphArePlannedOnce) {
   attention.set_num_threads(1);
   attention.compute(node);
   EXPECT_EQ(attention.num_prepared(), planned);
+  publish_settings(before);
+}
+
+// Element d of row t of head h of a node's operand [d, row, head].
+float operand(const ggml_tensor* tensor, std::int64_t d, std::int64_t t, std::int64_t h) {
+  const char* at = static_cast<const char*>(tensor->data) +
+                   static_cast<std::size_t>(d) * tensor->nb[0] +
+                   static_cast<std::size_t>(t) * tensor->nb[1] +
+                   static_cast<std::size_t>(h) * tensor->nb[2];
+  if (tensor->type == GGML_TYPE_F32) return *reinterpret_cast<const float*>(at);
+  return ggml_fp16_to_fp32(*reinterpret_cast<const ggml_fp16_t*>(at));
+}
+
+TEST(Softcap, IsComputedAsTheNodeSays) {
+  constexpr float kSoftcap = 0.7F;
+  const Settings before = *current_settings();
+  Settings exact;
+  exact.compute = BSFA_GGML_EXACT;
+  publish_settings(exact);
+  Graph graph;
+  Attention attention;
+  ggml_tensor* mask = graph.mask(kQueries);
+  ggml_tensor* node = graph.layer(0, kQueries, mask, kSoftcap);
+  poison(node);
+  attention.compute(node);
+  const std::vector<float> capped = result(node);
+  double largest_change = 0;
+  for (std::int64_t h = 0; h < kHeads; ++h) {
+    for (std::int64_t row = 0; row < kQueries; row += 13) {
+      std::vector<double> expected(kDim), uncapped(kDim);
+      double sum = 0, uncapped_sum = 0;
+      for (std::int64_t key = 0; key <= kKeys - kQueries + row; ++key) {
+        double score = 0;
+        for (std::int64_t d = 0; d < kDim; ++d) {
+          score += double{operand(node->src[0], d, row, h)} *
+                   double{operand(node->src[1], d, key, h / 2)};
+        }
+        score *= double{kScale};
+        const double weight = std::exp(double{kSoftcap} * std::tanh(score / double{kSoftcap}));
+        sum += weight;
+        uncapped_sum += std::exp(score);
+        for (std::int64_t d = 0; d < kDim; ++d) {
+          const double value = operand(node->src[2], d, key, h / 2);
+          expected[static_cast<std::size_t>(d)] += weight * value;
+          uncapped[static_cast<std::size_t>(d)] += std::exp(score) * value;
+        }
+      }
+      for (std::int64_t d = 0; d < kDim; ++d) {
+        const double want = expected[static_cast<std::size_t>(d)] / sum;
+        const auto at = static_cast<std::size_t>((row * kHeads + h) * kDim + d);
+        ASSERT_NEAR(capped[at], want, 1e-4) << "head " << h << " row " << row << " column " << d;
+        largest_change = std::max(
+            largest_change,
+            std::abs(want - uncapped[static_cast<std::size_t>(d)] / uncapped_sum));
+      }
+    }
+  }
+  EXPECT_GT(largest_change, 0.05) << "a softcap that changes nothing shows nothing";
   publish_settings(before);
 }
 

@@ -52,9 +52,9 @@ std::vector<TextSample> samples_of(const CalibrateOptions& options) {
 
 // The results may stand neither in each other's place nor in that of what they are made from.
 void check_outputs(const CalibrateOptions& options) {
-  check_output_path("--out", options.out);
+  check_writable("--out", options.out);
   if (!options.partial.empty()) {
-    check_output_path("--partial", options.partial);
+    check_writable("--partial", options.partial);
     if (same_file(options.out, options.partial)) {
       throw Error(ErrorCode::kInvalidArgument,
                   "--partial: " + quote(options.partial, kLongestPath) + " is the file of --out");

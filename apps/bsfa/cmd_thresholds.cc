@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bsfa/calibration.hpp>
 #include <bsfa/error.hpp>
+#include <bsfa/file.hpp>
 #include <bsfa/limits.hpp>
 #include <bsfa/text.hpp>
 #include <bsfa/thresholds.hpp>
@@ -206,7 +207,7 @@ struct MergeOptions {
 };
 
 void merge(const MergeOptions& options) {
-  check_output_path("--out", options.out);
+  check_writable("--out", options.out);
   MergeFilesParams params;
   params.parts = options.parts;
   params.out = options.out;

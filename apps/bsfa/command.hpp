@@ -36,9 +36,6 @@ void check_output();
 // kFormat: it holds a NUL, at which llama.cpp's interfaces would end it).
 std::string read_text_file(const std::string& argument, const std::string& path);
 
-// A file that cannot be written at the end is refused before hours of work: throws Error (kIo).
-void check_output_path(const std::string& argument, const std::string& path);
-
 // What a numeric option accepts, the whole of its text: no number that wraps around or stops at the
 // largest there is, no "nan". To be given to `transform`, since CLI11 would read 010 as eight.
 CLI::Validator whole_number(std::int64_t least, std::int64_t most);

@@ -20,4 +20,9 @@ BSFA_API void write_file(const std::string& path, std::string_view bytes);
 // they would.
 BSFA_API bool same_file(const std::string& a, const std::string& b);
 
+// Whether write_file could write the file at the end of long work: throws Error (kIo), the message
+// beginning with `argument`, for a directory and whatever else is no regular file, and for a folder
+// that is not there or may not be written to.
+BSFA_API void check_writable(const std::string& argument, const std::string& path);
+
 }  // namespace bsfa

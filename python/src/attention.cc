@@ -169,19 +169,20 @@ void set_workspace(Call* call, nb::handle workspace) {
 
 Call make_call(nb::handle q, nb::handle k, nb::handle v, nb::handle out,
                std::optional<float> softmax_scale, bool causal,
-               std::optional<std::int64_t> q_offset, std::int64_t kv_offset,
-               std::optional<std::int64_t> window, float softcap, nb::handle sinks,
+               const std::optional<Integer>& q_offset, const Integer& kv_offset,
+               const std::optional<Integer>& window, float softcap, nb::handle sinks,
                nb::handle thresholds, std::optional<Pair> thresholds_block,
-               std::optional<std::int64_t> window_blocks, std::optional<float> mass_c,
+               const std::optional<Integer>& window_blocks, std::optional<float> mass_c,
                std::optional<float> skip_lambda, const std::string& skip_order,
-               std::optional<float> coverage, std::int64_t sampled_rows, float mass_floor,
-               Pair block, const std::string& compute_type, nb::handle cu_seqlens_q, nb::handle cu_seqlens_k,
-               std::optional<std::int64_t> max_seqlen_q, std::optional<std::int64_t> max_seqlen_k,
-               nb::handle seqused_k, nb::handle leftpad_k, nb::handle q_offsets,
-               nb::handle page_table, std::int64_t page_size, nb::handle lse,
-               nb::handle kept_blocks, nb::handle visible_blocks, nb::handle kept_mask,
-               nb::handle block_max, nb::handle left_out, const std::string& backend, std::uintptr_t stream,
-               std::optional<int> num_threads, nb::handle workspace) {
+               std::optional<float> coverage, const Integer& sampled_rows, float mass_floor,
+               Pair block, const std::string& compute_type, nb::handle cu_seqlens_q,
+               nb::handle cu_seqlens_k, const std::optional<Integer>& max_seqlen_q,
+               const std::optional<Integer>& max_seqlen_k, nb::handle seqused_k,
+               nb::handle leftpad_k, nb::handle q_offsets, nb::handle page_table,
+               const Integer& page_size, nb::handle lse, nb::handle kept_blocks,
+               nb::handle visible_blocks, nb::handle kept_mask, nb::handle block_max,
+               nb::handle left_out, const std::string& backend, std::uintptr_t stream,
+               const std::optional<Integer>& num_threads, nb::handle workspace) {
   Call call;
   AttentionParams& params = call.params;
   params.q = call.borrow.operand("q", q);
@@ -190,9 +191,9 @@ Call make_call(nb::handle q, nb::handle k, nb::handle v, nb::handle out,
   params.out = call.borrow.output_operand("out", out);
   params.softmax_scale = softmax_scale;
   params.causal = causal;
-  params.q_offset = q_offset;
-  params.kv_offset = kv_offset;
-  params.window = window;
+  params.q_offset = get("q_offset", q_offset);
+  params.kv_offset = kv_offset.get("kv_offset");
+  params.window = get("window", window);
   params.softcap = softcap;
   params.block = block_from(block);
   params.compute_type = compute_type_from(compute_type);
@@ -202,10 +203,12 @@ Call make_call(nb::handle q, nb::handle k, nb::handle v, nb::handle out,
     refuse("sinks has " + std::to_string(num_sinks) + " entries; q has " +
            std::to_string(params.q.shape[2]) + " heads");
   }
-  set_sequences(&call, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, seqused_k, leftpad_k,
-                q_offsets, page_table, page_size);
-  set_policy(&call, thresholds, thresholds_block, window_blocks, mass_c, skip_lambda, skip_order);
-  set_selector(&call, coverage, sampled_rows, mass_floor, left_out);
+  set_sequences(&call, cu_seqlens_q, cu_seqlens_k, get("max_seqlen_q", max_seqlen_q),
+                get("max_seqlen_k", max_seqlen_k), seqused_k, leftpad_k, q_offsets, page_table,
+                page_size.get("page_size"));
+  set_policy(&call, thresholds, thresholds_block, get("window_blocks", window_blocks), mass_c,
+             skip_lambda, skip_order);
+  set_selector(&call, coverage, sampled_rows.get("sampled_rows"), mass_floor, left_out);
   params.lse = call.borrow.view<float, 3>("lse", lse);
   params.kept_blocks = call.borrow.view<std::int64_t, 2>("kept_blocks", kept_blocks);
   params.visible_blocks = call.borrow.view<std::int64_t, 2>("visible_blocks", visible_blocks);
@@ -220,7 +223,7 @@ Call make_call(nb::handle q, nb::handle k, nb::handle v, nb::handle out,
   params.backend = backend;
   params.stream = reinterpret_cast<void*>(stream);
   if (params.device.type == DeviceType::kCpu) {
-    call.executor = shared_executor(num_threads ? *num_threads : default_num_threads());
+    call.executor = shared_executor(get("num_threads", num_threads));
     params.executor = call.executor.get();
   }
   return call;

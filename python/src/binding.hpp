@@ -16,6 +16,8 @@
 #include <utility>
 #include <vector>
 
+#include "arguments.hpp"
+
 // What the files of the extension share. Tensors cross as DLPack; nothing here knows torch.
 
 namespace bsfa::python {
@@ -63,15 +65,16 @@ using FloatArray = nb::ndarray<nb::array_api, float>;
 // A fresh writable array (DLPack and buffer protocol) that owns a copy of `values`.
 FloatArray make_array(std::vector<float> values, const std::vector<std::size_t>& shape);
 
-// A pool of this many threads, shared by the calls of this process. Survives fork().
-std::shared_ptr<Executor> shared_executor(int num_threads);
-int default_num_threads();
+// A pool of this many threads (empty: as many as the machine has), shared by the calls of this
+// process. Survives fork().
+std::shared_ptr<Executor> shared_executor(std::optional<std::int64_t> num_threads);
 
 BlockShape block_from(std::pair<std::int64_t, std::int64_t> block);
 
 [[noreturn]] void refuse(const std::string& message);  // throws Error (kInvalidArgument)
 
 void bind_attention(nb::module_& module);
+void bind_text(nb::module_& module);
 void bind_thresholds(nb::module_& module);
 void bind_calibration(nb::module_& module);
 void bind_files(nb::module_& module);

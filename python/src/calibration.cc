@@ -7,9 +7,10 @@ namespace {
 
 using Pair = std::pair<std::int64_t, std::int64_t>;
 
-void select(nb::object block_max, nb::object thresholds, const std::vector<std::int64_t>& budgets,
+void select(nb::object block_max, nb::object thresholds, const std::vector<Integer>& budget_list,
             std::int64_t first_q_block, std::int64_t first_kv_block, Pair block,
-            const std::string& backend, std::uintptr_t stream, std::optional<int> num_threads) {
+            const std::string& backend, std::uintptr_t stream,
+            const std::optional<Integer>& num_threads) {
   Borrow borrow;
   SelectThresholdsParams params;
   params.block_max = borrow.view<const float, 3>("block_max", block_max);
@@ -17,6 +18,7 @@ void select(nb::object block_max, nb::object thresholds, const std::vector<std::
   params.first_q_block = first_q_block;
   params.first_kv_block = first_kv_block;
   params.block = block_from(block);
+  const std::vector<std::int64_t> budgets = get("budgets", budget_list);
   params.budgets = budgets.data();
   params.num_budgets = static_cast<std::int64_t>(budgets.size());
   params.device = borrow.device();
@@ -24,7 +26,7 @@ void select(nb::object block_max, nb::object thresholds, const std::vector<std::
   params.stream = reinterpret_cast<void*>(stream);
   std::shared_ptr<Executor> executor;
   if (params.device.type == DeviceType::kCpu) {
-    executor = shared_executor(num_threads.value_or(default_num_threads()));
+    executor = shared_executor(get("num_threads", num_threads));
     params.executor = executor.get();
   }
   const nb::gil_scoped_release released;
@@ -44,17 +46,17 @@ void bind_calibration(nb::module_& module) {
                           "The running result of a calibration: mergeable, and a file.")
       .def(
           "__init__",
-          [](Calibration* self, std::vector<std::int64_t> budgets, float softmax_scale,
+          [](Calibration* self, const std::vector<Integer>& budgets, float softmax_scale,
              const std::string& model, std::int64_t num_layers, std::int64_t num_heads_q,
              Pair block, const std::string& producer,
-             std::optional<std::int64_t> recommended_budget, const std::string& fingerprint) {
+             const std::optional<Integer>& recommended_budget, const std::string& fingerprint) {
             ThresholdMetadata metadata;
-            metadata.budgets = std::move(budgets);
+            metadata.budgets = get("budgets", budgets);
             metadata.block = block_from(block);
             metadata.softmax_scale = softmax_scale;
             metadata.model = model;
             metadata.producer = producer;
-            metadata.recommended_budget = recommended_budget;
+            metadata.recommended_budget = get("recommended_budget", recommended_budget);
             metadata.fingerprint = fingerprint;
             new (self) Calibration(std::move(metadata), num_layers, num_heads_q);
           },
@@ -82,8 +84,12 @@ void bind_calibration(nb::module_& module) {
            "Adds the samples of another calibration of the same model, budgets and grid. Refuses\n"
            "samples that are in here already, and weights whose fingerprints differ.")
       .def("finish", &Calibration::finish, "The table: the mean over the samples.")
-      .def("save", &Calibration::save, "path"_a, nb::call_guard<nb::gil_scoped_release>())
-      .def_static("load", &Calibration::load, "path"_a, nb::call_guard<nb::gil_scoped_release>())
+      .def(
+          "save", [](const Calibration& c, const FileName& path) { c.save(path.get("path")); },
+          "path"_a, nb::call_guard<nb::gil_scoped_release>())
+      .def_static(
+          "load", [](const FileName& path) { return Calibration::load(path.get("path")); },
+          "path"_a, nb::call_guard<nb::gil_scoped_release>())
       .def("set_model", &Calibration::set_model, "model"_a)
       .def_prop_ro("num_samples", &Calibration::num_samples)
       .def_prop_ro("num_layers", &Calibration::num_layers)
@@ -98,11 +104,13 @@ void bind_calibration(nb::module_& module) {
 
   module.def(
       "merge_files",
-      [](std::vector<std::string> parts, const std::string& out, bool partial,
-         const std::string& model, std::optional<std::int64_t> recommended_budget,
+      [](const std::vector<FileName>& parts, const FileName& out, bool partial,
+         const std::string& model, const std::optional<Integer>& recommended_budget,
          bool allow_other_model) {
-        return merge_files(
-            {std::move(parts), out, partial, model, recommended_budget, allow_other_model});
+        std::vector<std::string> names;
+        for (const FileName& part : parts) names.push_back(part.get("parts"));
+        return merge_files({std::move(names), out.get("out"), partial, model,
+                            get("recommended_budget", recommended_budget), allow_other_model});
       },
       "parts"_a, "out"_a, nb::kw_only(), "partial"_a = false, "model"_a = "",
       "recommended_budget"_a = nb::none(), "allow_other_model"_a = false,

@@ -1,5 +1,6 @@
 #include <unistd.h>
 
+#include <bsfa/limits.hpp>
 #include <map>
 #include <mutex>
 #include <thread>
@@ -27,17 +28,22 @@ Pools& pools() {
   return *current;
 }
 
-}  // namespace
-
 int default_num_threads() {
   // Asked once: the C library opens a file for it.
   static const unsigned count = std::thread::hardware_concurrency();
   return count > 0 ? static_cast<int>(count) : 1;
 }
 
+}  // namespace
+
 // Called with the GIL held, which also guards the change of process above.
-std::shared_ptr<Executor> shared_executor(int num_threads) {
+std::shared_ptr<Executor> shared_executor(std::optional<std::int64_t> asked) {
   constexpr std::size_t kMaxPools = 4;
+  if (asked && (*asked < 1 || *asked > kMaxWorkers)) {
+    refuse("num_threads is " + std::to_string(*asked) + "; accepted: 1 to " +
+           std::to_string(kMaxWorkers));
+  }
+  const int num_threads = asked ? static_cast<int>(*asked) : default_num_threads();
   Pools& shared = pools();
   const std::lock_guard<std::mutex> lock(shared.mutex);
   std::shared_ptr<ThreadPool>& pool = shared.by_size[num_threads];

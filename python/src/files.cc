@@ -24,25 +24,37 @@ std::string fingerprint_of(const std::string& source, const std::vector<Tensor>&
 void bind_files(nb::module_& module) {
   module.def(
       "write_file",
-      [](const std::string& path, nb::bytes content) {
+      [](const FileName& path, nb::bytes content) {
         const std::string_view bytes(content.c_str(), content.size());
+        const std::string& name = path.get("path");
         const nb::gil_scoped_release released;
-        write_file(path, bytes);
+        write_file(name, bytes);
       },
       "path"_a, "content"_a,
       "Replaces a file as a whole or leaves everything as it was, whatever interrupts it. A\n"
       "symbolic link stays, and what it names is written.");
-  module.def("same_file", &same_file, "a"_a, "b"_a,
-             "Whether two paths name one file, also through links, or would if they were there.");
+  module.def(
+      "same_file",
+      [](const FileName& a, const FileName& b) { return same_file(a.get("a"), b.get("b")); }, "a"_a,
+      "b"_a, "Whether two paths name one file, also through links, or would if they were there.");
+  module.def(
+      "check_writable",
+      [](const std::string& argument, const FileName& path) {
+        check_writable(argument, path.get(argument.c_str()));
+      },
+      "argument"_a, "path"_a,
+      "Refuses, under the name of the argument, a file that could not be written at the end.");
   module.def("weight_fingerprint", &fingerprint_of, "source"_a, "tensors"_a,
              "tensors: (name, shape, bytes of some values) of each.");
   module.def(
       "read_samples",
-      [](const std::vector<std::string>& paths) {
+      [](const std::vector<FileName>& paths) {
+        std::vector<std::string> names;
+        for (const FileName& path : paths) names.push_back(path.get("paths"));
         std::vector<TextSample> samples;
         {
           const nb::gil_scoped_release released;
-          samples = read_samples(paths);
+          samples = read_samples(names);
         }
         std::vector<std::pair<std::string, std::string>> result;
         for (TextSample& sample : samples) {

@@ -70,4 +70,5 @@ NB_MODULE(_core, module) {
   bind_thresholds(module);
   bind_calibration(module);
   bind_files(module);
+  bind_text(module);
 }

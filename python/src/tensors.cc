@@ -1,3 +1,5 @@
+#include <bit>
+
 #include "exchange.hpp"
 
 namespace bsfa::python {
@@ -99,7 +101,28 @@ Tensor described(const Array& array) {
   return tensor;
 }
 
+// Whether an array says that the bytes of its elements stand the other way round than here. Neither
+// DLPack nor the buffer protocol, as nanobind reads it, has a word for such arrays.
+bool has_other_byte_order(nb::handle value) {
+  const nb::object dtype = nb::getattr(value, "dtype", nb::none());
+  if (nb::getattr(dtype, "isnative", nb::none()).is(nb::handle(Py_False))) return true;
+  if (PyObject_CheckBuffer(value.ptr()) == 0) return false;
+  Py_buffer buffer;
+  if (PyObject_GetBuffer(value.ptr(), &buffer, PyBUF_FORMAT | PyBUF_STRIDES) != 0) {
+    PyErr_Clear();
+    return false;
+  }
+  const std::string format = buffer.format != nullptr ? buffer.format : "";
+  PyBuffer_Release(&buffer);
+  constexpr bool kLittle = std::endian::native == std::endian::little;
+  return !format.empty() && (format[0] == (kLittle ? '>' : '<') || (kLittle && format[0] == '!'));
+}
+
 [[noreturn]] void refuse_object(const char* name, nb::handle value, const char* expected) {
+  if (has_other_byte_order(value)) {
+    refuse(std::string(name) + " has elements of the other byte order than this machine's; " +
+           "accepted: native order (numpy: array.astype(array.dtype.newbyteorder('=')))");
+  }
   const std::string type = nb::cast<std::string>(value.type().attr("__name__"));
   throw nb::type_error(
       (std::string(name) + " is of type " + type + "; expected " + expected).c_str());

@@ -51,11 +51,11 @@ ThresholdTable make_table(nb::handle values, std::vector<std::int64_t> budgets, 
                         copy_values(view));
 }
 
-FloatArray budget_values(const ThresholdTable& table, std::int64_t budget) {
+FloatArray budget_values(const ThresholdTable& table, const Integer& budget) {
   const auto layers = static_cast<std::size_t>(table.num_layers());
   const auto heads = static_cast<std::size_t>(table.num_heads_q());
   const auto blocks = static_cast<std::size_t>(table.num_q_blocks());
-  const float* first = table.view(budget, 0).data;  // the layers of a budget follow each other
+  const float* first = table.view(budget.get("budget"), 0).data;  // the layers of a budget follow each other
   return make_array(std::vector<float>(first, first + layers * heads * blocks),
                     {layers, heads, blocks});
 }
@@ -76,22 +76,28 @@ void bind_thresholds(nb::module_& module) {
                     "A budget is a number of key/value blocks kept beside the diagonal.")
       .def(
           "__init__",
-          [](Table* self, nb::object values, std::vector<std::int64_t> budgets, float softmax_scale,
-             std::int64_t max_seqlen, const std::string& model, Pair block,
-             std::int64_t num_samples, const std::string& producer,
-             std::optional<std::int64_t> recommended_budget, const std::string& fingerprint) {
+          [](Table* self, nb::object values, const std::vector<Integer>& budgets,
+             float softmax_scale, const Integer& max_seqlen, const std::string& model, Pair block,
+             const Integer& num_samples, const std::string& producer,
+             const std::optional<Integer>& recommended_budget, const std::string& fingerprint) {
             new (self)
-                Table(make_table(values, std::move(budgets), softmax_scale, max_seqlen, model,
-                                 block, num_samples, producer, recommended_budget, fingerprint));
+                Table(make_table(values, get("budgets", budgets), softmax_scale,
+                                 max_seqlen.get("max_seqlen"), model, block,
+                                 num_samples.get("num_samples"), producer,
+                                 get("recommended_budget", recommended_budget), fingerprint));
           },
           "values"_a, nb::kw_only(), "budgets"_a, "softmax_scale"_a, "max_seqlen"_a, "model"_a,
           "block"_a = Pair(128, 64), "num_samples"_a, "producer"_a,
           "recommended_budget"_a = nb::none(), "fingerprint"_a = "",
           "values: float32 [num_budgets, num_layers, num_heads_q, num_q_blocks]; max_seqlen in\n"
           "tokens. Raises bsfa.Error if they disagree or hold NaN.")
-      .def_static("load", &Table::load, "path"_a, nb::call_guard<nb::gil_scoped_release>(),
+      .def_static(
+          "load", [](const FileName& path) { return Table::load(path.get("path")); }, "path"_a,
+          nb::call_guard<nb::gil_scoped_release>(),
                   "Reads a safetensors threshold file; nothing in it is ever executed.")
-      .def("save", &Table::save, "path"_a, nb::call_guard<nb::gil_scoped_release>(),
+      .def(
+          "save", [](const Table& table, const FileName& path) { table.save(path.get("path")); },
+          "path"_a, nb::call_guard<nb::gil_scoped_release>(),
            "Writes beside `path` and renames, as write_file does.")
       .def_prop_ro(
           "budgets", [](const Table& t) { return t.metadata().budgets; },
@@ -111,7 +117,9 @@ void bind_thresholds(nb::module_& module) {
           "Of the weights that were calibrated on; empty: not known.")
       .def_prop_rw(
           "recommended_budget", [](const Table& t) { return t.metadata().recommended_budget; },
-          [](Table& t, std::optional<std::int64_t> budget) { t.set_recommended_budget(budget); },
+          [](Table& t, const std::optional<Integer>& budget) {
+            t.set_recommended_budget(get("recommended_budget", budget));
+          },
           nb::for_setter(nb::arg("budget").none()), "One of budgets, or None.")
       .def_prop_ro("num_layers", &Table::num_layers)
       .def_prop_ro("num_heads_q", &Table::num_heads_q)
@@ -127,8 +135,8 @@ void bind_thresholds(nb::module_& module) {
            "warning; empty if nothing does. An empty argument: not known.");
   module.def(
       "predicted_density",
-      [](std::int64_t budget, std::int64_t seqlen, Pair block) {
-        return predicted_density(budget, seqlen, block_from(block));
+      [](const Integer& budget, const Integer& seqlen, Pair block) {
+        return predicted_density(budget.get("budget"), seqlen.get("seqlen"), block_from(block));
       },
       "budget"_a, "seqlen"_a, "block"_a = Pair(128, 64),
       "Kept over visible blocks that a budget gives on a causal prefill of `seqlen` tokens.");

@@ -25,7 +25,7 @@ from common import add_dirty, setting, source, synchronize
 
 import bsfa
 from bsfa.calibration import read_samples
-from bsfa.cli.common import load_model
+from bsfa.loading import load_model
 
 
 def clock(device, function):
@@ -177,7 +177,7 @@ def main():
     options = parser.parse_args()
     made_from = source(__file__, options.dirty)
     only = options.only.split(",")
-    model, tokenizer = load_model(options)
+    model, tokenizer = load_model(options.model, options.dtype, options.device, options.threads)
     texts = windows(tokenizer, options.test_on, options.tokens, options.texts)
     result = {
         "model": options.model.split("/")[-1],

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from bsfa import _core
 from bsfa._core import Calibration, ThresholdTable, same_file, select_thresholds, version
-from bsfa.errors import FileError, InvalidArgumentError, OtherModelWarning
+from bsfa.errors import InvalidArgumentError, OtherModelWarning
+from bsfa.files import beside, check_writable
 from bsfa.hf.masks import MaskPlan
 from bsfa.hf.models import (
     MIN_QUERIES,
@@ -26,11 +27,11 @@ from bsfa.hf.models import (
 )
 from bsfa.hf.state import Settings, State
 from bsfa.identity import fingerprint
+from bsfa.text import path_text, printable, quote_path, shown
 
 __all__ = ["Sample", "calibrate", "read_samples"]
 
 DEFAULT_BUDGETS = (32, 64, 96, 128)
-LONGEST_NAME = 255  # bytes of a file's name, of all common file systems
 Progress = Callable[[int, int, str], None]
 
 
@@ -55,6 +56,7 @@ def read_samples(paths: Sequence[str | os.PathLike[str]]) -> list[Sample]:
 
 def _one_sequence(name: str, item: Any) -> Tensor:
     """int64 [tokens] of token ids [tokens] or [1, tokens]."""
+    name = printable(name, 200)
     try:
         ids = torch.as_tensor(item)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
@@ -86,7 +88,7 @@ def _token_ids(
     for index, item in enumerate(data):
         name = f"sample {index}"
         if isinstance(item, Sample):
-            name, item = item.name, item.text
+            name, item = printable(item.name, 200), item.text
         if isinstance(item, str):
             if tokenizer is None:
                 raise InvalidArgumentError(
@@ -161,22 +163,14 @@ class _Collector:
         self._selected.clear()
 
 
-def _beside(path: str, suffix: str) -> str:
-    """A file beside `path`, named like it where that is not too long."""
-    folder, name = os.path.split(path)
-    if len(os.fsencode(name + suffix)) > LONGEST_NAME:
-        name = ".bsfa-" + hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
-    return os.path.join(folder, name + suffix)
-
-
 def _resume(calibration: Calibration, path: str, allow_other_model: bool) -> None:
     """Takes the sums of an interrupted calibration, if they are of these weights."""
     interrupted = Calibration.load(path)
     if calibration.fingerprint and not interrupted.fingerprint and not allow_other_model:
         warnings.warn(
-            f"{path}, the sums of an interrupted calibration, does not say of which weights they "
-            "are; they are taken for this model's, and the thresholds will not say it either "
-            "(remove the file to begin anew)",
+            f"{path_text(path)}, the sums of an interrupted calibration, does not say of which "
+            "weights they are; they are taken for this model's, and the thresholds will not say it "
+            "either (remove the file to begin anew)",
             OtherModelWarning,
             stacklevel=3,
         )
@@ -184,8 +178,8 @@ def _resume(calibration: Calibration, path: str, allow_other_model: bool) -> Non
         calibration.merge(interrupted, allow_other_model=allow_other_model)
     except InvalidArgumentError as error:
         raise InvalidArgumentError(
-            f"{path}, the sums of an interrupted calibration: {error}; remove the file to begin "
-            "anew"
+            f"{path_text(path)}, the sums of an interrupted calibration: {error}; remove the file "
+            "to begin anew"
         ) from error
 
 
@@ -228,16 +222,20 @@ def calibrate(
     """
     budgets = sorted(set(budgets))
     if recommend is not None and recommend not in budgets:
-        raise InvalidArgumentError(f"recommend is {recommend}; accepted: one of budgets {budgets}")
-    if max_seqlen is not None and max_seqlen < MIN_QUERIES:
-        raise InvalidArgumentError(f"max_seqlen is {max_seqlen}; accepted: {MIN_QUERIES} or more")
-    for name, target in (("out", out), ("partial", partial)):
-        folder = os.path.dirname(os.path.abspath(target)) if target is not None else "."
-        if not os.path.isdir(folder):
-            raise FileError(f"{name}: there is no folder {folder}")
-    if out is not None and partial is not None and same_file(os.fspath(out), os.fspath(partial)):
         raise InvalidArgumentError(
-            f"out and partial are one file, {partial}; its sums would be lost"
+            f"recommend is {shown(recommend)}; accepted: one of budgets {budgets}"
+        )
+    if max_seqlen is not None and max_seqlen < MIN_QUERIES:
+        raise InvalidArgumentError(
+            f"max_seqlen is {shown(max_seqlen)}; accepted: {MIN_QUERIES} or more"
+        )
+    for name, target in (("out", out), ("partial", partial)):
+        if target is not None:
+            check_writable(name, target)
+    if out is not None and partial is not None and same_file(out, partial):
+        raise InvalidArgumentError(
+            f"out and partial are one file, {quote_path(os.fspath(partial))}; its sums would be "
+            "lost"
         )
     tokens = _token_ids(data, tokenizer, max_seqlen)
     shape = model_shape(model, counted=True)
@@ -254,7 +252,7 @@ def calibrate(
     resume = None
     if out is not None:
         key = _digest(tokens, calibration.model, budgets, str(model.dtype), compute_type)
-        resume = _beside(os.fspath(out), f".{key}.partial")
+        resume = beside(os.fspath(out), f".{key}.partial")
         if os.path.exists(resume):
             _resume(calibration, resume, allow_other_model)
 

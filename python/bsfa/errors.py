@@ -1,8 +1,19 @@
 """Exceptions and warnings. Messages name the argument, what came, and what is accepted."""
 
+from bsfa._core import printable
+
 
 class Error(Exception):
-    """Base of everything that bsfa raises by itself."""
+    """Base of everything that bsfa raises by itself.
+
+    A message is one line of at most 4096 bytes that is fit for a terminal, whatever was in the
+    file, argument or model that it speaks of: as in C++, `printable` sees to it here. Words from
+    elsewhere are bounded by themselves (`bsfa.text`), so that no word hides the rest.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        """message: whole sentences; a line break is written as such."""
+        super().__init__(printable(message))
 
 
 class InvalidArgumentError(Error, ValueError):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bsfa.errors import InvalidArgumentError, UnsupportedError
+from bsfa.text import quote, shown
 
 __all__ = [
     "ATTENTIONS",
@@ -95,7 +96,7 @@ class Policy:
             if given is not None:
                 takers = ", ".join(p.name for p in POLICIES.values() if p.has_parameter)
                 raise InvalidArgumentError(
-                    f"parameter is {given!r} with mode {self.name!r}; it belongs to {takers}"
+                    f"parameter is {shown(given)} with mode {self.name!r}; it belongs to {takers}"
                 )
             return None
         value = self.default if given is None else given
@@ -103,8 +104,8 @@ class Policy:
         if not is_number or not math.isfinite(value) or not 0 < value <= self.most:
             limit = "" if math.isinf(self.most) else f", at most {self.most:g}"
             raise InvalidArgumentError(
-                f"parameter is {value!r}; mode {self.name!r} takes a finite {self.setting} above 0"
-                + limit
+                f"parameter is {shown(value)}; mode {self.name!r} takes a finite {self.setting} "
+                f"above 0{limit}"
             )
         return float(value)
 
@@ -244,5 +245,5 @@ OPTIONS = {
 def find_policy(mode: str) -> Policy:
     """The policy of this name."""
     if mode not in POLICIES:
-        raise InvalidArgumentError(f"mode is {mode!r}; accepted: {', '.join(MODES)}")
+        raise InvalidArgumentError(f"mode is {quote(mode)}; accepted: {', '.join(MODES)}")
     return POLICIES[mode]

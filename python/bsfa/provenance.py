@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
-
 from bsfa import _core
 from bsfa.errors import InvalidArgumentError
 
-__all__ = ["add_dirty", "built_from", "refuse_changes"]
+__all__ = ["built_from", "refuse_changes"]
 
 
 def built_from() -> str:
@@ -18,15 +16,6 @@ def built_from() -> str:
     """
     commit, changed = _core.source_tree()
     return f"{commit} with changes" if commit and changed else commit
-
-
-def add_dirty(parser: argparse.ArgumentParser) -> None:
-    """The option --dirty of every verb that writes a results file."""
-    parser.add_argument(
-        "--dirty",
-        action="store_true",
-        help="also with a bsfa that was built from changed source: the results say so",
-    )
 
 
 def refuse_changes(dirty: bool) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import os
-import reprlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,22 +15,12 @@ from torch import Tensor
 
 from bsfa._core import ThresholdTable, version, write_file
 from bsfa.errors import FileError, FormatError, InvalidArgumentError
+from bsfa.text import path_text, printable, said, shown
 
 __all__ = ["load_pt", "save_pt"]
 
 
-_REPR = reprlib.Repr()
-_REPR.maxstring = _REPR.maxother = 100
 MOST = 2**31 - 1  # of the whole numbers in a file: budgets, extents, tokens
-
-
-def _shown(value: Any) -> str:
-    """Something out of a file, fit for a message: short, and ASCII."""
-    try:
-        text = ascii(_REPR.repr(value))[1:-1]
-    except Exception:  # integers of thousands of digits, for one
-        text = f"of type {type(value).__name__}"
-    return text if len(text) <= 100 else text[:97] + "..."
 
 
 def _readable(value: Any) -> bool:
@@ -39,28 +28,29 @@ def _readable(value: Any) -> bool:
     return isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta
 
 
-def _whole_number(path: str, field: str, value: Any) -> int:
+def _whole_number(name: str, field: str, value: Any) -> int:
     if _readable(value) and value.numel() == 1:
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MOST:
         raise FormatError(
-            f"{path}: {field} is {_shown(value)}; expected a whole number, 0 to {MOST}"
+            f"{name}: {field} is {shown(value)}; expected a whole number, 0 to {MOST}"
         )
     return value
 
 
 def _read(path: str) -> Mapping[str, Any]:
+    name = path_text(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise FileError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise FileError(f"{name}: cannot be read: {said(error)}") from error
     except Exception as error:  # torch and zipfile raise whatever comes to their mind
-        first = _shown(str(error).split("\n", 1)[0])
+        first = printable(str(error).split("\n", 1)[0], 100)
         raise FormatError(
-            f"{path}: not a torch file that loads without executing anything ({first})"
+            f"{name}: not a torch file that loads without executing anything ({first})"
         ) from error
     if not isinstance(content, Mapping):
-        raise FormatError(f"{path}: holds a {type(content).__name__}; expected a dictionary")
+        raise FormatError(f"{name}: holds a {type(content).__name__}; expected a dictionary")
     return content
 
 
@@ -77,14 +67,14 @@ def load_pt(
     and the model's name come from the caller. max_seqlen is in tokens; default all query blocks.
     """
     path = os.fspath(path)
-    content = _read(path)
+    content, name = _read(path), path_text(path)
     missing = [
         field
         for field in ("thresholds", "k_values", "q_block_size", "k_block_size")
         if field not in content
     ]
     if missing:
-        raise FormatError(f"{path}: has no field {missing[0]!r}; found {_shown(list(content))}")
+        raise FormatError(f"{name}: has no field {missing[0]!r}; found {shown(list(content))}")
     values = content["thresholds"]
     if (
         not isinstance(values, Tensor)
@@ -93,7 +83,7 @@ def load_pt(
         or not _readable(values)
     ):
         raise FormatError(
-            f"{path}: thresholds is not a dense floating-point tensor of 4 axes "
+            f"{name}: thresholds is not a dense floating-point tensor of 4 axes "
             "[num_budgets, num_layers, num_heads, num_q_blocks]"
         )
     values = values.detach()
@@ -102,24 +92,24 @@ def load_pt(
         listed = listed.tolist()
     if not isinstance(listed, (list, tuple)) or len(listed) != values.shape[0]:
         raise FormatError(
-            f"{path}: k_values is {_shown(listed)}; expected a list of the {values.shape[0]} "
+            f"{name}: k_values is {shown(listed)}; expected a list of the {values.shape[0]} "
             "budgets on the first axis of thresholds"
         )
-    budgets = [_whole_number(path, "k_values", budget) for budget in listed]
+    budgets = [_whole_number(name, "k_values", budget) for budget in listed]
     for field, axis in (("num_layers", 1), ("num_heads", 2), ("max_num_blocks", 3)):
         stated = content.get(field)
-        if stated is not None and _whole_number(path, field, stated) != values.shape[axis]:
+        if stated is not None and _whole_number(name, field, stated) != values.shape[axis]:
             raise FormatError(
-                f"{path}: {field} is {_shown(stated)}; thresholds has {values.shape[axis]} on axis "
+                f"{name}: {field} is {shown(stated)}; thresholds has {values.shape[axis]} on axis "
                 f"{axis}"
             )
     block = (
-        _whole_number(path, "q_block_size", content["q_block_size"]),
-        _whole_number(path, "k_block_size", content["k_block_size"]),
+        _whole_number(name, "q_block_size", content["q_block_size"]),
+        _whole_number(name, "k_block_size", content["k_block_size"]),
     )
     if max_seqlen is None and values.shape[3] * block[0] > MOST:
         raise FormatError(
-            f"{path}: q_block_size is {block[0]}; with {values.shape[3]} query blocks these are "
+            f"{name}: q_block_size is {block[0]}; with {values.shape[3]} query blocks these are "
             f"more than {MOST} tokens"
         )
     order = sorted(range(len(budgets)), key=budgets.__getitem__)
@@ -132,10 +122,10 @@ def load_pt(
             model=model,
             block=block,
             num_samples=0,  # the file does not say
-            producer=f"bsfa {version()} from {os.path.basename(path)}",
+            producer=printable(f"bsfa {version()} from {os.path.basename(path)}"),
         )
     except InvalidArgumentError as error:
-        raise FormatError(f"{path}: {error}") from error
+        raise FormatError(f"{name}: {error}") from error
 
 
 def save_pt(table: ThresholdTable, path: str | os.PathLike[str]) -> None:

@@ -8,6 +8,7 @@ from html import escape
 from typing import Any
 
 from bsfa._core import ThresholdTable, predicted_density
+from bsfa.text import printable
 
 
 def default_lengths(max_seqlen: int) -> list[int]:
@@ -68,8 +69,8 @@ def as_text(summary: dict[str, Any]) -> str:
     recommended = summary["recommended_budget"]
     lengths = [cell["seqlen"] for cell in summary["budgets"][0]["predicted"]]
     lines = [
-        f"  model          {summary['model']}",
-        f"  made by        {summary['producer']}",
+        f"  model          {printable(summary['model'], 200)}",
+        f"  made by        {printable(summary['producer'], 200)}",
         f"  samples        {summary['num_samples']}, the longest of {summary['max_seqlen']} tokens",
         f"  shape          {summary['num_layers']} layers, {summary['num_heads_q']} query heads, "
         f"{summary['num_q_blocks']} query blocks",
@@ -114,11 +115,12 @@ def as_svg(table: ThresholdTable, budget: int | None = None) -> str:
     cell, left, top = 14, 60, 50
     width = left + heads * cell + 90 + 320
     height = max(top + layers * cell, top + 220) + 50
+    model = escape(printable(table.model, 200))
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
         'font-family="sans-serif" font-size="11">',
         f'<rect width="{width}" height="{height}" fill="white"/>',
-        f'<text x="{left}" y="20" font-size="13">{escape(table.model)}: mean threshold at budget '
+        f'<text x="{left}" y="20" font-size="13">{model}: mean threshold at budget '
         f"{budget}, {low:.3g} (pale) to {high:.3g} (dark)</text>",
         f'<text x="{left}" y="40">query head</text>',
         f'<text x="8" y="{top + 12}">layer</text>',

@@ -1,4 +1,5 @@
 #include <bsfa/backends.hpp>
+#include <bsfa/limits.hpp>
 #include <cstring>
 
 #include "binding.hpp"
@@ -71,4 +72,6 @@ NB_MODULE(_core, module) {
   bind_calibration(module);
   bind_files(module);
   bind_text(module);
+  module.attr("MAX_TOKENS") = bsfa::kMaxTokens;
+  module.attr("MAX_WORKERS") = bsfa::kMaxWorkers;
 }

@@ -24,10 +24,12 @@ void check_writable(const std::string& argument, const std::string& path) {
   }
   if (error && status.type() != fs::file_type::not_found) refuse("cannot be: " + error.message());
   if (fs::path(path).filename().empty()) refuse("is no name of a file");
-  // Where a link leads, the file is written beside its target.
-  const fs::path absolute = fs::absolute(path, error);
-  fs::path target = fs::weakly_canonical(absolute, error);
-  if (error) target = absolute;
+  // Where a link leads, the file is written beside its target, whether that is there or not. (A
+  // circle of links was refused above: it has no status.)
+  fs::path target = fs::absolute(path, error);
+  while (fs::is_symlink(fs::symlink_status(target, error))) {
+    target = target.parent_path() / fs::read_symlink(target, error);
+  }
   const fs::path folder = target.parent_path();
   if (!fs::is_directory(folder, error)) {
     refuse("cannot be written: there is no folder " + quote(folder.string(), kLongestPath));

@@ -12,7 +12,8 @@ import torch
 import bsfa
 import tiny
 from bsfa.calibration import Sample
-from bsfa.eval import ablation, ablation_measure
+from bsfa.cli import eval_ablate
+from bsfa.eval import ablation_measure
 from bsfa.eval import results as r
 from bsfa.eval.ablation_data import split
 from bsfa.eval.ablation_measure import Measurer, coarser, one_per_head
@@ -140,7 +141,7 @@ def _options(tmp_path: Path, *extra: str) -> argparse.Namespace:
             text = "".join(chr(65 + (j * (i + 3) + j * j % 11 + shift) % 60) for j in range(300))
             (folder / f"{i}.txt").write_text(text)
     parser = argparse.ArgumentParser()
-    ablation.add_arguments(parser)
+    eval_ablate.add_arguments(parser)
     return parser.parse_args(
         [
             *("--model", "tiny", "--device", "cpu"),
@@ -156,7 +157,7 @@ def _options(tmp_path: Path, *extra: str) -> argparse.Namespace:
 def loaded(monkeypatch: pytest.MonkeyPatch, of_a_commit: str) -> None:
     """The tiny model in place of one from disk."""
     pair = (tiny.tiny_model("llama"), Letters())
-    monkeypatch.setattr(ablation, "load_model", lambda options: pair)
+    monkeypatch.setattr(eval_ablate, "load_model", lambda options: pair)
 
 
 def test_an_interrupted_run_goes_on(
@@ -175,7 +176,7 @@ def test_an_interrupted_run_goes_on(
     monkeypatch.setattr(Measurer, "measure", counted)
     (tmp_path / "whole").mkdir()
     stop = 0
-    ablation.run(_options(tmp_path / "whole"))
+    eval_ablate.run(_options(tmp_path / "whole"))
     # 3 numbers of samples, 3 further domain pairs, per head, 2 further gates; 2 prompts each.
     assert calls == 18
     whole = r.read(tmp_path / "whole" / "r.jsonl").ablations
@@ -184,21 +185,21 @@ def test_an_interrupted_run_goes_on(
     for after in (3, 8):
         calls, stop = 0, after
         with pytest.raises(KeyboardInterrupt):
-            ablation.run(_options(tmp_path))
+            eval_ablate.run(_options(tmp_path))
     calls = stop = 0
-    ablation.run(_options(tmp_path))
+    eval_ablate.run(_options(tmp_path))
     resumed = r.read(tmp_path / "r.jsonl").ablations
     assert list(resumed) == list(whole)
     assert resumed == whole
     assert calls < 18
 
     calls = 0
-    ablation.run(_options(tmp_path))
+    eval_ablate.run(_options(tmp_path))
     assert calls == 0
 
 
 def test_what_several_ablations_share_is_the_same(tmp_path: Path, loaded: None) -> None:
-    ablation.run(_options(tmp_path))
+    eval_ablate.run(_options(tmp_path))
     found = r.read(tmp_path / "r.jsonl").ablations
     standard = [
         found[key].prompts
@@ -229,23 +230,23 @@ def test_what_several_ablations_share_is_the_same(tmp_path: Path, loaded: None) 
 )
 def test_refusals(tmp_path: Path, loaded: None, extra: list[str], message: str) -> None:
     with pytest.raises(bsfa.InvalidArgumentError, match=message):
-        ablation.run(_options(tmp_path, *extra))
+        eval_ablate.run(_options(tmp_path, *extra))
 
 
 def test_one_domain_compares_nothing(tmp_path: Path, loaded: None) -> None:
     options = _options(tmp_path)
     options.domain = options.domain[:1]
     with pytest.raises(bsfa.InvalidArgumentError, match="given once"):
-        ablation.run(options)
+        eval_ablate.run(options)
 
 
 def test_another_model_is_refused(tmp_path: Path, loaded: None) -> None:
     options = _options(tmp_path, "--ablations", "position")
-    ablation.run(options)
+    eval_ablate.run(options)
     text = Path(options.out).read_text().replace('"layers": 2', '"layers": 3')
     Path(options.out).write_text(text)
     with pytest.raises(bsfa.InvalidArgumentError, match="layers of the model"):
-        ablation.run(options)
+        eval_ablate.run(options)
 
 
 def test_layers_with_windows_are_refused(tmp_path: Path) -> None:

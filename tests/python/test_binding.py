@@ -353,3 +353,72 @@ def test_predicted_density() -> None:
     # 512 tokens: query block i sees 2 blocks on its diagonal and 2 i before them.
     assert bsfa.predicted_density(1, 512) == pytest.approx((8 + 3) / (8 + 12))
     assert bsfa.predicted_density(6, 512) == 1
+
+
+def call(**changes: object) -> None:
+    q = np.zeros((1, 4, 1, 16), np.float32)
+    bsfa.attention_forward(q, q, q, np.empty_like(q), **{"causal": True, **changes})
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "message"),
+    [
+        ("num_threads", 10**6, "num_threads is 1000000; accepted: 1 to 4096"),
+        ("num_threads", 0, "num_threads is 0; accepted: 1 to 4096"),
+        ("num_threads", 2**32 + 1, "num_threads is 4294967297; accepted: 1 to 4096"),
+        ("num_threads", 2**63, "num_threads is 9223372036854775808; accepted: whole numbers of 64"),
+        ("q_offset", 10**30, "q_offset is 10{30}; accepted: whole numbers of 64 bits"),
+        ("kv_offset", -(2**63) - 1, "kv_offset is -9223372036854775809; accepted: whole"),
+        ("window", 2**64, "window is 18446744073709551616; accepted: whole"),
+        ("window_blocks", 2**63, "window_blocks is 9223372036854775808; accepted: whole"),
+        ("page_size", 2**63, "page_size is 9223372036854775808; accepted: whole"),
+    ],
+)
+def test_numbers_that_do_not_fit_are_named(argument: str, value: int, message: str) -> None:
+    with pytest.raises(bsfa.InvalidArgumentError, match=message):
+        call(**{argument: value})
+
+
+def test_numbers_that_python_does_not_write_out() -> None:
+    with pytest.raises(bsfa.InvalidArgumentError, match="q_offset is a number of thousands of dig"):
+        call(q_offset=10**5000)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    call(num_threads=np.int64(1), q_offset=np.int32(0))
+    for wrong in (1.0, "1", [1]):
+        with pytest.raises(TypeError):
+            call(num_threads=wrong)
+
+
+def test_budgets_that_do_not_fit_are_named() -> None:
+    with pytest.raises(bsfa.InvalidArgumentError, match="budget is 9223372036854775808; accepted"):
+        bsfa.predicted_density(2**63, 4096)
+    with pytest.raises(bsfa.InvalidArgumentError, match="seqlen is 9223372036854775808; accepted"):
+        bsfa.predicted_density(4, 2**63)
+    with pytest.raises(bsfa.InvalidArgumentError, match="budgets is 9223372036854775808; accepted"):
+        table(budgets=[4, 2**63])
+    with pytest.raises(bsfa.InvalidArgumentError, match="budget is 9223372036854775808; accepted"):
+        table().thresholds(2**63)
+    with pytest.raises(bsfa.InvalidArgumentError, match="recommended_budget is 922337203685477"):
+        table().recommended_budget = 2**63
+    maxima, out = np.zeros((1, 2, 4), np.float32), np.zeros((1, 1, 2), np.float32)
+    with pytest.raises(bsfa.InvalidArgumentError, match="budgets is 9223372036854775808; accepted"):
+        bsfa.select_thresholds(maxima, out, budgets=[2**63])
+    with pytest.raises(bsfa.InvalidArgumentError, match="num_threads is 1000000; accepted: 1 to"):
+        bsfa.select_thresholds(maxima, out, budgets=[1], num_threads=10**6)
+
+
+@pytest.mark.parametrize("argument", ["q", "k", "v", "out"])
+def test_the_other_byte_order_is_named(argument: str) -> None:
+    arrays = {name: np.zeros((1, 4, 1, 16), np.float32) for name in ("q", "k", "v", "out")}
+    other = ">" if sys.byteorder == "little" else "<"
+    arrays[argument] = arrays[argument].astype(f"{other}f4")
+    message = f"{argument} has elements of the other byte order than this machine's; accepted: nat"
+    with pytest.raises(bsfa.InvalidArgumentError, match=message):
+        bsfa.attention_forward(**arrays)
+    with pytest.raises(bsfa.InvalidArgumentError, match="values has elements of the other byte"):
+        table(values=np.zeros((2, 3, 4, 2), f"{other}f4"))
+    view = memoryview(arrays[argument])  # without numpy's dtype
+    with pytest.raises(bsfa.InvalidArgumentError, match=message):
+        bsfa.attention_forward(**{**arrays, argument: view})

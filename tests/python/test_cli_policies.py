@@ -58,8 +58,6 @@ def test_mass_without_thresholds(folder: Path, capsys: pytest.CaptureFixture[str
             [],
             "--thresholds is missing: `calibrate` makes a threshold file (--mode mass needs none)",
         ),
-        (["--mode", "mass", "--mass-c", "0"], "--mass-c: parameter is 0.0; mode 'mass' takes a"),
-        (["--mode", "mass", "--mass-c", "nan"], "--mass-c: parameter is nan"),
         (["--mode", "skip_softmax", "--skip-lambda", "2"], "--skip-lambda: parameter is 2.0"),
         (["--mode", "mass", "--skip-lambda", "0.1"], "and nothing runs skip_softmax"),
         (["--mode", "mass", "--compare", "sliding_window"], "budget is None"),
@@ -71,3 +69,15 @@ def test_refusals(
 ) -> None:
     assert main(command(folder, *options)) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", ["0", "nan", "inf", "-1", "1e999", "much"])
+def test_numbers_that_no_policy_takes(
+    folder: Path, capsys: pytest.CaptureFixture[str], number: str
+) -> None:
+    for option in ("--mass-c", "--skip-lambda"):
+        with pytest.raises(SystemExit) as exit_:
+            main(command(folder, "--mode", "mass", f"{option}={number}"))
+        assert exit_.value.code == 2
+        message = f"argument {option}: '{number}'; accepted: a finite number above 0"
+        assert message in capsys.readouterr().err

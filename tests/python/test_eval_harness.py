@@ -94,14 +94,26 @@ metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}
 """
 
 
-def test_the_plain_command_knows_the_model_type(folder: Path, tmp_path: Path) -> None:
-    """A task with local data, by lm_eval's own command line."""
+PROGRAM = """
+import sys
+import bsfa.eval.harness
+from lm_eval.__main__ import cli_evaluate
+sys.argv = ["lm_eval", *sys.argv[1:]]
+cli_evaluate()
+"""
+
+
+@pytest.mark.parametrize(
+    "way", [["-m", "bsfa", "eval", "harness"], ["-c", PROGRAM]], ids=["command", "import"]
+)
+def test_both_ways_know_the_model_type(folder: Path, tmp_path: Path, way: list[str]) -> None:
+    """A task with local data, by the command of bsfa and by the import that programs use."""
     rows = [{"text": f"word {i} " * 100, "answer": str(i)} for i in range(2)]
     data = tmp_path / "data.json"
     data.write_text("\n".join(json.dumps(row) for row in rows))
     (tmp_path / "needle.yaml").write_text(TASK.format(data=data))
     arguments = f"pretrained={folder / 'model'},thresholds={folder / 't.safetensors'},budget=8"
-    command = [sys.executable, "-m", "lm_eval", "run", "--model", "bsfa", "--device", "cpu"]
+    command = [sys.executable, *way, "run", "--model", "bsfa", "--device", "cpu"]
     command += ["--model_args", arguments, "--tasks", "needle", "--include_path", str(tmp_path)]
     command += ["--output_path", str(tmp_path / "out")]
     offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache")}
@@ -113,6 +125,11 @@ def test_the_plain_command_knows_the_model_type(folder: Path, tmp_path: Path) ->
     assert (found["config"]["bsfa_mode"], found["config"]["bsfa_budget"]) == ("threshold", 8)
     assert 0 < found["config"]["bsfa_last_density"] < 1
     assert found["results"]["needle"]["exact_match,none"] == 0  # random weights
+
+
+def test_importing_bsfa_leaves_the_harness_alone() -> None:
+    code = "import sys, bsfa, bsfa.cli; assert 'lm_eval' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_hub_that_is_not_reached_is_named(

@@ -121,7 +121,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], of_a_co
     }
     with pytest.raises(SystemExit):
         main([*command, "--mass-c", "much"])
-    assert "'much' is no list of numbers" in capsys.readouterr().err
+    assert "'much'; accepted: a list of finite numbers above 0" in capsys.readouterr().err
 
 
 def test_a_report_has_their_curves_and_what_is_missing(tmp_path: Path) -> None:

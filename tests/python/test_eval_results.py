@@ -128,7 +128,7 @@ def test_another_header_is_refused(tmp_path: Path, change: dict, message: str) -
     ("line", "message"),
     [
         ('{"kind": "pint"}', "kind is 'pint'; expected one of header, point"),
-        ("[1]", "kind is 'list'"),
+        ("[1]", "is of type list; expected an object"),
         ('{"kind": "failed", "task": 3}', "failed.task is 3; expected str"),
         ("{", "not JSON"),
     ],

@@ -145,22 +145,22 @@ class KilledError(BaseException):
 def test_a_run_killed_at_any_record_goes_on(
     tmp_path: Path, whole: results.Results, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    append = results.append
+    append = results.Writer.append
     out = tmp_path / "r.jsonl"
     records = len(whole.points) + len(whole.maps)
     written = 0
 
-    def die_in_the_middle(path: Any, record: Any) -> None:
+    def die_in_the_middle(writer: results.Writer, record: Any) -> None:
         nonlocal written
         written += 1
         if written % 3 == 0:  # half a line reaches the disk
             line = json.dumps(dataclasses.asdict(record))
-            with open(path, "a") as file:
+            with open(writer.path, "a") as file:
                 file.write(line[: len(line) // 2])
             raise KilledError
-        append(path, record)
+        append(writer, record)
 
-    monkeypatch.setattr(results, "append", die_in_the_middle)
+    monkeypatch.setattr(results.Writer, "append", die_in_the_middle)
     kills = 0
     for _ in range(2 * records):
         try:

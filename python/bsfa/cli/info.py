@@ -9,7 +9,8 @@ import platform
 from typing import Any
 
 from bsfa import _core
-from bsfa.cli.common import add_json, print_json
+from bsfa.cli.common import add_json
+from bsfa.cli.output import print_json, say
 from bsfa.provenance import built_from
 
 
@@ -52,13 +53,13 @@ def info(options: argparse.Namespace) -> None:
             }
         )
         return
-    print(f"bsfa {_core.version()}\n\nBackends")
+    say(f"bsfa {_core.version()}\n\nBackends")
     for backend in _core.backends():
         note = "" if backend.available else "NOT AVAILABLE HERE: "
-        print(f"  {backend.name:12s} {backend.device:5s} {note}{backend.description}")
-    print(
+        say(f"  {backend.name:12s} {backend.device:5s} {note}{backend.description}")
+    say(
         f"\nThis machine\n  threads       {os.cpu_count()}\n  python        "
         f"{platform.python_version()}"
     )
     for name, version in packages.items():
-        print(f"  {name:13s} {version or 'not installed'}")
+        say(f"  {name:13s} {version or 'not installed'}")

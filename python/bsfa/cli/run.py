@@ -12,18 +12,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bsfa._core import ThresholdTable, predicted_density
-from bsfa.cli.common import (
-    add_json,
-    add_model_options,
-    load_model,
-    need,
-    positive,
-    print_json,
-    read_text,
-)
+from bsfa.cli.common import add_json, add_model_options, load_model
+from bsfa.cli.numbers import fraction, positive, positive_real
+from bsfa.cli.output import print_json, say
 from bsfa.errors import InvalidArgumentError
+from bsfa.files import read_text
+from bsfa.packages import need
 from bsfa.policies import ATTENTIONS, METHOD, OPTIONS, POLICIES, STOCK
 from bsfa.provenance import built_from
+from bsfa.text import path_text, printable, quote, quote_path, require_text
 
 NEEDLE_QUESTION = "What is the pass key? The pass key is"
 COMPARE = tuple(ATTENTIONS)
@@ -81,7 +78,7 @@ def add(verbs: Any) -> None:
     for option, takers in OPTIONS.items():
         parser.add_argument(
             f"--{option}",
-            type=float,
+            type=positive_real,
             metavar=takers[0].setting[0].upper(),
             help=f"of {', '.join(p.name for p in takers)}; default: {takers[0].default:g}",
         )
@@ -99,7 +96,7 @@ def add(verbs: Any) -> None:
     )
     parser.add_argument(
         "--needle",
-        type=float,
+        type=fraction,
         metavar="DEPTH",
         help="plant a pass-key at this fraction (0 to 1) of the document and ask for it",
     )
@@ -125,15 +122,12 @@ def plant(text: str, depth: float) -> tuple[str, str]:
     return text[:at] + sentence + text[at:], key
 
 
-def build_prompt(tokenizer: Any, options: argparse.Namespace) -> tuple[Any, str]:
+def build_prompt(tokenizer: Any, text: str, options: argparse.Namespace) -> tuple[Any, str]:
     """Token ids [1, tokens] of document and question, and the planted key if there is one."""
     import torch
 
-    text = read_text("--prompt-file", options.prompt_file)
     question, key = options.question, ""
     if options.needle is not None:
-        if not 0 <= options.needle <= 1:
-            raise InvalidArgumentError(f"--needle is {options.needle}; accepted: 0 to 1")
         question = question or NEEDLE_QUESTION
 
     def assemble(document: str) -> list[int]:
@@ -302,7 +296,7 @@ def _choice(options: argparse.Namespace, names: list[str]) -> Choice:
     budget = options.budget or table.recommended_budget
     if budget is None:
         raise InvalidArgumentError(
-            f"--budget: '{options.thresholds}' recommends none; it has "
+            f"--budget: {quote_path(options.thresholds)} recommends none; it has "
             + ", ".join(map(str, table.budgets))
         )
     table.thresholds(budget)  # refuses a budget that is not in the file
@@ -327,11 +321,13 @@ def run(options: argparse.Namespace) -> None:
     unknown = [name for name in names if name not in COMPARE]
     if unknown:
         raise InvalidArgumentError(
-            f"--compare names '{unknown[0]}'; accepted: {', '.join(COMPARE)}"
+            f"--compare names {quote(unknown[0])}; accepted: {', '.join(COMPARE)}"
         )
     choice = _choice(options, names)
+    require_text("--question", options.question)
+    text = read_text("--prompt-file", options.prompt_file)
     model, tokenizer = load_model(options)
-    ids, key = build_prompt(tokenizer, options)
+    ids, key = build_prompt(tokenizer, text, options)
     context = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     if context is not None and ids.shape[1] + options.answer_tokens > context:
         raise InvalidArgumentError(
@@ -371,8 +367,8 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _print(report: dict[str, Any], setting: str, by_layer: bool) -> None:
-    print(
-        f"{report['model']}: a prompt of {report['prompt_tokens']} tokens, {setting}, "
+    say(
+        f"{path_text(report['model'])}: a prompt of {report['prompt_tokens']} tokens, {setting}, "
         f"{report['dtype']} on {report['device']}\n"
         f"  {'':21s} {'TTFT':>9s} {'spread':>17s} {'memory':>9s} {'density':>8s}  answer"
     )
@@ -380,28 +376,26 @@ def _print(report: dict[str, Any], setting: str, by_layer: bool) -> None:
         low, high = result["ttft_spread"]
         density = result.get("density", math.nan)  # not known of sparge either
         kept = "" if math.isnan(density) else f"{density:.2f}"
-        print(
+        say(
             f"  {result['name']:21s} {result['ttft_seconds']:7.3f} s {low:7.3f}..{high:<6.3f} s "
             f"{result['peak_memory_bytes'] / 2**20:6.0f} MB {kept:>8s}  "
-            + " ".join(result["answer"].split())
+            + printable(" ".join(result["answer"].split()))
         )
     times = {result["name"]: result["ttft_seconds"] for result in report["contestants"]}
     if STOCK.name in times and "dense" in times:
         ratio = times[STOCK.name] / times["dense"]
-        print(f"  the kernel:  dense here reads {ratio:.2f} times as fast as {STOCK.label}")
+        say(f"  the kernel:  dense here reads {ratio:.2f} times as fast as {STOCK.label}")
     if "dense" in times:
         predicted = report["predicted_density"]
-        print(
+        say(
             f"  the method:  bsfa reads {times['dense'] / times['bsfa']:.2f} times as fast as "
             "dense here" + ("" if predicted is None else f" (predicted density {predicted:.2f})")
         )
     for result in report["contestants"]:
         if "left_out" in result:
-            print(f"  left out:    {result['name']}: {result['left_out']:.2%} of the attention")
-    print(f"  verdict:     {report['verdict']}")
+            say(f"  left out:    {result['name']}: {result['left_out']:.2%} of the attention")
+    say(f"  verdict:     {report['verdict']}")
     if by_layer:
         for layer in report["contestants"][-1]["layers"]:
-            reason = f"  ({layer['reason']})" if layer["reason"] else ""
-            print(
-                f"  layer {layer['layer']:3d}: {layer['attention']} {layer['density']:.2f}{reason}"
-            )
+            reason = f"  ({printable(layer['reason'])})" if layer["reason"] else ""
+            say(f"  layer {layer['layer']:3d}: {layer['attention']} {layer['density']:.2f}{reason}")

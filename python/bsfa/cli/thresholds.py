@@ -7,9 +7,15 @@ import os
 from typing import Any
 
 from bsfa import report
-from bsfa._core import Calibration, ThresholdTable, merge_files, write_file
-from bsfa.cli.common import add_json, load_config, need, numbers, positive, print_json
+from bsfa._core import Calibration, ThresholdTable, merge_files
+from bsfa.cli.common import add_json
+from bsfa.cli.numbers import numbers, positive, positive_real
+from bsfa.cli.output import print_json, say
 from bsfa.errors import FormatError, InvalidArgumentError
+from bsfa.files import check_apart, check_writable, write_text
+from bsfa.loading import load_config
+from bsfa.packages import need
+from bsfa.text import path_text, printable, quote_path, require_text
 
 
 def add(verbs: Any) -> None:
@@ -37,7 +43,10 @@ def add(verbs: Any) -> None:
     converted.add_argument("target", help="the file to write; its suffix says which format")
     converted.add_argument("--model", help="name or path of the model, for an import")
     converted.add_argument(
-        "--softmax-scale", type=float, metavar="X", help="for an import; default: the model's"
+        "--softmax-scale",
+        type=positive_real,
+        metavar="X",
+        help="for an import; default: the model's",
     )
     converted.add_argument(
         "--max-tokens",
@@ -72,7 +81,7 @@ def add(verbs: Any) -> None:
     checked.add_argument("--model", metavar="NAME_OR_PATH", help="must match: its configuration")
     checked.add_argument("--layers", type=positive, metavar="N", help="layers of the model")
     checked.add_argument("--heads", type=positive, metavar="N", help="query heads of the model")
-    checked.add_argument("--softmax-scale", type=float, metavar="X", help="of the model")
+    checked.add_argument("--softmax-scale", type=positive_real, metavar="X", help="of the model")
     checked.add_argument("--budget", type=positive, metavar="K", help="must be in the file")
     add_json(checked)
     checked.set_defaults(function=check)
@@ -103,13 +112,11 @@ def model_shape(config: Any) -> tuple[int, int, float]:
     return shape.num_layers, shape.num_heads_q, shape.softmax_scale
 
 
-def write_text(path: str, text: str) -> None:
-    """A text file, whole or not at all."""
-    write_file(path, text.encode("utf-8", "backslashreplace"))
-
-
 def show(options: argparse.Namespace) -> None:
     """Prints a file."""
+    if options.plot:
+        check_writable("--plot", options.plot)
+        check_apart([("--plot", options.plot)], [("the file shown", options.file)])
     table, partial = load_either(options.file)
     lengths = options.length or report.default_lengths(table.max_seqlen)
     summary = report.summarise(table, lengths)
@@ -119,11 +126,11 @@ def show(options: argparse.Namespace) -> None:
         kind = "partial calibration" if partial else "thresholds"
         print_json({"file": options.file, "kind": kind, **summary})
         return
-    print(
-        options.file
+    say(
+        path_text(options.file)
         + (" (a partial calibration; `merge` makes thresholds of it)" if partial else "")
     )
-    print(report.as_text(summary))
+    say(report.as_text(summary))
 
 
 def convert(options: argparse.Namespace) -> None:
@@ -131,9 +138,10 @@ def convert(options: argparse.Namespace) -> None:
     kinds = [os.path.splitext(path)[1] for path in (options.source, options.target)]
     if sorted(kinds) != [".pt", ".safetensors"]:
         raise InvalidArgumentError(
-            f"cannot convert '{options.source}' to '{options.target}'; accepted: a .pt file to "
-            ".safetensors, or the other way"
+            f"cannot convert {quote_path(options.source)} to {quote_path(options.target)}; "
+            "accepted: a .pt file to .safetensors, or the other way"
         )
+    check_writable("the target", options.target)
     need("torch")
     from bsfa.published import load_pt, save_pt
 
@@ -151,7 +159,7 @@ def convert(options: argparse.Namespace) -> None:
         table = load_pt(
             options.source,
             softmax_scale=scale,
-            model=options.model or "unknown",
+            model=printable(options.model or "unknown"),
             max_seqlen=options.max_tokens,
         )
         if shape is not None:
@@ -160,25 +168,26 @@ def convert(options: argparse.Namespace) -> None:
     if options.json:
         print_json({"source": options.source, "target": options.target})
     else:
-        print(f"wrote {options.target}")
+        say(f"wrote {path_text(options.target)}")
 
 
 def merge(options: argparse.Namespace) -> None:
     """Adds partial calibrations."""
     if options.partial and options.recommend is not None:
         raise InvalidArgumentError("--recommend belongs to thresholds; --partial was given")
+    check_writable("--out", options.out)
     total = merge_files(
         options.parts,
         options.out,
         partial=options.partial,
-        model=options.model or "",
+        model=require_text("--model", options.model or ""),
         recommended_budget=options.recommend,
         allow_other_model=options.allow_other_model,
     )
     if options.json:
         print_json({"out": options.out, "num_samples": total.num_samples})
     else:
-        print(f"wrote {options.out}: {total.num_samples} samples")
+        say(f"wrote {path_text(options.out)}: {total.num_samples} samples")
 
 
 def check(options: argparse.Namespace) -> None:
@@ -188,7 +197,7 @@ def check(options: argparse.Namespace) -> None:
     what = "the model"
     if options.model:
         layers, heads, scale = model_shape(load_config(options.model))
-        what = options.model
+        what = printable(options.model)
     table.check_model(
         what, options.layers or layers, options.heads or heads, options.softmax_scale or scale
     )
@@ -197,4 +206,4 @@ def check(options: argparse.Namespace) -> None:
     if options.json:
         print_json({"file": options.file, "sound": True})
     else:
-        print(f"{options.file}: sound" + (f", for {what}" if options.model else ""))
+        say(f"{path_text(options.file)}: sound" + (f", for {what}" if options.model else ""))

@@ -2,99 +2,89 @@
 
 from __future__ import annotations
 
-import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from bsfa._core import ThresholdTable, predicted_density
-from bsfa.cli.common import (
-    Progress,
-    add_json,
-    add_model_options,
-    load_model,
-    need,
-    numbers,
-    positive,
-    print_json,
-)
 from bsfa.errors import FileError, InvalidArgumentError, UnsupportedError
 from bsfa.eval import results as results_file
 from bsfa.eval.report_ablations import ARROW
 from bsfa.eval.results import Ablation, AblationPrompt, Results
-from bsfa.provenance import add_dirty, refuse_changes
+from bsfa.text import quote, quote_path, said, shown
 
 if TYPE_CHECKING:
     from bsfa.eval.ablation_data import Domain
     from bsfa.eval.ablation_measure import Block, Measurer
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["NAMES", "Done", "Plan", "paths_of", "run"]
+
+Progress = Callable[[int, int, str], None]
 
 NAMES = ("samples", "domain", "position", "gate_block")
 GATES: tuple[Block, ...] = ((64, 64), (128, 64), (128, 128))
 STANDARD: Block = (128, 64)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of the verb."""
-    add_model_options(parser)
-    parser.add_argument(
-        "--domain",
-        required=True,
-        action="append",
-        metavar="NAME=PATH[,PATH...]",
-        help="texts of one kind: files, folders of them, or .json lists of {'input_text'}; the "
-        "first is the one for everything but the ablation 'domain', which takes all",
-    )
-    parser.add_argument(
-        "--out",
-        required=True,
-        metavar="FILE.jsonl",
-        help="a results file; what is there of the same settings is not measured again",
-    )
-    parser.add_argument(
-        "--work",
-        metavar="DIR",
-        help="folder for calibrated samples, so that an interruption loses one at most; "
-        "default: FILE.jsonl with .work",
-    )
-    parser.add_argument(
-        "--ablations",
-        default=",".join(NAMES),
-        metavar="NAME,...",
-        help="default: " + ",".join(NAMES),
-    )
-    parser.add_argument(
-        "--length", type=positive, default=4096, metavar="N", help="tokens; default: 4096"
-    )
-    parser.add_argument(
-        "--prompts", type=positive, default=8, metavar="N", help="evaluated; default: 8"
-    )
-    parser.add_argument(
-        "--samples",
-        type=numbers,
-        default=[4, 8, 16, 32],
-        metavar="N,...",
-        help="calibration samples to compare; default: 4,8,16,32",
-    )
-    parser.add_argument(
-        "--calibrate-on",
-        type=positive,
-        default=16,
-        metavar="N",
-        help="samples in the other ablations; default: 16",
-    )
-    parser.add_argument(
-        "--budgets",
-        type=numbers,
-        default=[8, 16, 32],
-        metavar="K,...",
-        help="in blocks of 64 keys; default: 8,16,32",
-    )
-    add_dirty(parser)
-    add_json(parser)
+@dataclass(frozen=True)
+class Plan:
+    """What the ablations are asked for. Refuses by the names of the command line's options."""
+
+    domains: Sequence[str]
+    """NAME=PATH[,PATH...]: the first for everything but the ablation "domain", which takes all."""
+    ablations: Sequence[str] = NAMES
+    length: int = 4096
+    """Of the prompts, tokens."""
+    prompts: int = 8
+    """Evaluated."""
+    samples: Sequence[int] = (4, 8, 16, 32)
+    """Numbers of calibration samples to compare."""
+    calibrate_on: int = 16
+    """Samples in the other ablations."""
+    budgets: Sequence[int] = (8, 16, 32)
+    """In blocks of 64 keys."""
+
+    def __post_init__(self) -> None:
+        """Refuses what does not fit together."""
+        for name in self.ablations:
+            if name not in NAMES:
+                raise InvalidArgumentError(
+                    f"--ablations names {quote(name)}; accepted: {', '.join(NAMES)}"
+                )
+        if "domain" in self.ablations and len(self.domains) < 2:
+            raise InvalidArgumentError(
+                "--domain is given once; the ablation 'domain' compares two or more "
+                "(--ablations leaves it out)"
+            )
+        for domain in self.domains:
+            paths_of(domain)
+        odd = [budget for budget in self.budgets if budget % 2]
+        if "gate_block" in self.ablations and odd:
+            raise InvalidArgumentError(
+                f"--budgets has {odd[0]}; with the ablation 'gate_block' accepted: even numbers, "
+                "since a block of 128 keys is two of 64"
+            )
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a run did."""
+
+    measured: int
+    """Points: settings at budgets."""
+    there: int
+    """Points that the file had already."""
+    settings: int
+
+
+def paths_of(domain: str) -> list[str]:
+    """The files and folders of NAME=PATH[,PATH...]."""
+    name, _, paths = domain.partition("=")
+    if not name or not paths:
+        raise InvalidArgumentError(f"--domain is {quote(domain)}; accepted: NAME=PATH[,PATH...]")
+    return [path for path in paths.split(",") if path]
 
 
 @dataclass(frozen=True)
@@ -147,26 +137,7 @@ def _settings(
     return found
 
 
-def _check(options: argparse.Namespace) -> list[str]:
-    names = [name for name in options.ablations.split(",") if name]
-    for name in names:
-        if name not in NAMES:
-            raise InvalidArgumentError(f"--ablations names '{name}'; accepted: {', '.join(NAMES)}")
-    if "domain" in names and len(options.domain) < 2:
-        raise InvalidArgumentError(
-            "--domain is given once; the ablation 'domain' compares two or more "
-            "(--ablations leaves it out)"
-        )
-    odd = [budget for budget in options.budgets if budget % 2]
-    if "gate_block" in names and odd:
-        raise InvalidArgumentError(
-            f"--budgets has {odd[0]}; with the ablation 'gate_block' accepted: even numbers, since "
-            "a block of 128 keys is two of 64"
-        )
-    return names
-
-
-def _open(path: str, model: Any, options: argparse.Namespace) -> Results:
+def _open(writer: results_file.Writer, model: Any, plan: Plan) -> Results:
     """The results file; a new one gets its header."""
     from bsfa.eval.environment import make_header
 
@@ -174,102 +145,110 @@ def _open(path: str, model: Any, options: argparse.Namespace) -> Results:
         model,
         seed=0,
         tasks=[],
-        prompts_per_point=options.prompts,
+        prompts_per_point=plan.prompts,
         thresholds=None,
         settings={
-            "domains": [text.partition("=")[0] for text in options.domain],
-            "calibration_samples": options.calibrate_on,
+            "domains": [text.partition("=")[0] for text in plan.domains],
+            "calibration_samples": plan.calibrate_on,
         },
     )
-    if os.path.exists(path):
-        results = results_file.read(path)
-        for what, there, here in (
-            ("layers of the model", results.header.model.layers, header.model.layers),
-            ("query heads of the model", results.header.model.heads_q, header.model.heads_q),
-            ("dtype", results.header.dtype, header.dtype),
-            ("commit", results.header.versions.get("commit", ""), header.versions["commit"]),
-        ):
-            if there != here:
-                raise InvalidArgumentError(
-                    f"--out: '{path}' has {there!r} for {what}, this run {here!r}; accepted: a "
-                    "file of the same model, dtype and commit, or a new one"
-                )
-        return results
-    results_file.create(path, header)
-    return results_file.read(path)
+    if not os.path.exists(writer.path):
+        writer.create(header)
+        return results_file.read(writer.path)
+    results = results_file.read(writer.path)
+    for what, there, here in (
+        ("layers of the model", results.header.model.layers, header.model.layers),
+        ("query heads of the model", results.header.model.heads_q, header.model.heads_q),
+        ("dtype", results.header.dtype, header.dtype),
+        ("commit", results.header.versions.get("commit", ""), header.versions["commit"]),
+    ):
+        if there != here:
+            raise InvalidArgumentError(
+                f"--out: {quote_path(writer.path)} has {shown(there)} for {what}, this run "
+                f"{shown(here)}; accepted: a file of the same model, dtype and commit, or a new one"
+            )
+    return results
 
 
-def _same(found: Ablation, options: argparse.Namespace) -> bool:
+def _same(found: Ablation, plan: Plan) -> bool:
     """Whether what is in the file was measured on as many prompts, as long."""
-    return len(found.prompts) == options.prompts and found.length == options.length
+    return len(found.prompts) == plan.prompts and found.length == plan.length
 
 
 def _gates(names: Sequence[str], domain: Domain, first: Domain) -> list[Block]:
     return list(GATES) if "gate_block" in names and domain is first else [STANDARD]
 
 
-def run(options: argparse.Namespace) -> None:
-    """Calibrates, measures, and appends a record for each setting and budget."""
-    refuse_changes(options.dirty)
-    need("torch", "transformers")
-    names = _check(options)
-    work = options.work or options.out + ".work"
-    try:
-        os.makedirs(work, exist_ok=True)
-    except OSError as error:
-        raise FileError(f"--work: {work}: cannot be made: {error.strerror}") from error
-    model, tokenizer = load_model(options)
+def run(
+    model: Any,
+    tokenizer: Any,
+    plan: Plan,
+    writer: results_file.Writer,
+    work: str,
+    calibrating: Progress | None = None,
+    measuring: Progress | None = None,
+) -> Done:
+    """Calibrates, measures, and appends a record for each setting and budget.
 
+    What the file has of the same settings is not measured again.
+
+    Args:
+        model: a causal language model of Transformers.
+        tokenizer: the model's.
+        plan: what to measure.
+        writer: of the results file.
+        work: folder for calibrated samples, so that an interruption loses one at most; made if it
+            is not there.
+        calibrating: called with (samples done, samples, "").
+        measuring: called with (points done, points, point).
+    """
     from bsfa.eval.ablation_data import load_domain
     from bsfa.eval.ablation_measure import Measurer
 
+    names = plan.ablations
     if "gate_block" in names and model.device.type != "cpu":
         raise UnsupportedError(
             "the ablation 'gate_block' needs gates that only the CPU backend has; add --device "
             "cpu, or leave it out with --ablations"
         )
     context = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    if context is not None and options.length > context:
+    if context is not None and plan.length > context:
         raise InvalidArgumentError(
-            f"--length is {options.length}; the model's context holds {context}"
+            f"--length is {plan.length}; the model's context holds {context}"
         )
-    standard = options.calibrate_on
-    most = max([standard, *(options.samples if "samples" in names else [])])
+    try:
+        os.makedirs(work, exist_ok=True)
+    except OSError as error:
+        raise FileError(f"--work: {quote_path(work)} cannot be made: {said(error)}") from error
+    standard = plan.calibrate_on
+    most = max([standard, *(plan.samples if "samples" in names else [])])
     domains = [
-        load_domain(
-            text, tokenizer, options.length, options.prompts, most if index == 0 else standard
-        )
-        for index, text in enumerate(options.domain if "domain" in names else options.domain[:1])
+        load_domain(text, tokenizer, plan.length, plan.prompts, most if index == 0 else standard)
+        for index, text in enumerate(plan.domains if "domain" in names else plan.domains[:1])
     ]
-    results = _open(options.out, model, options)
-    settings = _settings(names, domains, options.samples, standard)
+    results = _open(writer, model, plan)
+    settings = _settings(names, domains, plan.samples, standard)
     todo = []
     known: dict[tuple[Any, ...], list[AblationPrompt]] = {}
     for setting in settings:
-        for budget in options.budgets:
+        for budget in plan.budgets:
             there = results.ablations.get((setting.name, setting.text, budget))
-            if there is not None and _same(there, options):
+            if there is not None and _same(there, plan):
                 known[setting.what(budget)] = there.prompts
             else:
                 todo.append((setting, budget))
-    measurer = Measurer(model, sorted(set(options.budgets)), work)
-    _calibrate(measurer, domains, names, standard, most, bool(todo))
-    progress = Progress("measuring")
+    measurer = Measurer(model, sorted(set(plan.budgets)), work)
+    _calibrate(measurer, domains, names, standard, most, bool(todo), calibrating)
     for done, (setting, budget) in enumerate(todo):
-        progress(done, len(todo), f"{setting.name} {setting.text} {budget}")
+        if measuring is not None:
+            measuring(done, len(todo), f"{setting.name} {setting.text} {budget}")
         key = setting.what(budget)
         if key not in known:
             known[key] = measure(measurer, setting, budget)
-        results_file.append(options.out, _record(setting, budget, options.length, known[key]))
-    progress(len(todo), len(todo), "")
-    report = {"file": options.out, "measured": len(todo), "settings": len(settings)}
-    if options.json:
-        print_json(report)
-    else:
-        print(
-            f"{options.out}: {len(todo)} points measured, "
-            f"{len(settings) * len(options.budgets) - len(todo)} were there"
-        )
+        writer.append(_record(setting, budget, plan.length, known[key]))
+    if measuring is not None:
+        measuring(len(todo), len(todo), "")
+    return Done(len(todo), len(settings) * len(plan.budgets) - len(todo), len(settings))
 
 
 def _calibrate(
@@ -279,6 +258,7 @@ def _calibrate(
     standard: int,
     most: int,
     needed: bool,
+    progress: Progress | None,
 ) -> None:
     if not needed:
         return
@@ -287,11 +267,12 @@ def _calibrate(
         for domain in domains
         for index, sample in enumerate(domain.calibration[: most if domain is domains[0] else None])
     ]
-    progress = Progress("calibrating")
     for done, (sample, gates) in enumerate(passes):
-        progress(done, len(passes), "")
+        if progress is not None:
+            progress(done, len(passes), "")
         measurer.calibrate(sample, gates)
-    progress(len(passes), len(passes), "")
+    if progress is not None:
+        progress(len(passes), len(passes), "")
 
 
 def measure(measurer: Measurer, setting: Setting, budget: int) -> list[AblationPrompt]:

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from bsfa.calibration import Sample, read_samples
 from bsfa.errors import InvalidArgumentError
+from bsfa.eval.ablation import paths_of
+from bsfa.text import quote
 
 __all__ = ["Domain", "load_domain", "split"]
 
@@ -54,17 +56,15 @@ def split(
     calibration = [sample for turn in turns for sample in turn if sample is not None][:samples]
     if len(evaluation) < prompts or len(calibration) < samples:
         raise InvalidArgumentError(
-            f"--domain {name}: its {len(texts)} texts make {len(evaluation)} prompts of {length} "
-            f"tokens for evaluation and, from other texts, {len(calibration)} for calibration; "
-            f"needed: {prompts} and {samples}"
+            f"--domain {quote(name)}: its {len(texts)} texts make {len(evaluation)} prompts of "
+            f"{length} tokens for evaluation and, from other texts, {len(calibration)} for "
+            f"calibration; needed: {prompts} and {samples}"
         )
     return Domain(name, evaluation, calibration)
 
 
 def load_domain(text: str, tokenizer: Any, length: int, prompts: int, samples: int) -> Domain:
     """A domain as the command line gives it: NAME=PATH, or NAME=PATH,PATH."""
-    name, _, paths = text.partition("=")
-    if not name or not paths:
-        raise InvalidArgumentError(f"--domain is {text!r}; accepted: NAME=PATH[,PATH...]")
-    listed = read_samples([path for path in paths.split(",") if path])
-    return split(name, listed, tokenizer, length, prompts, samples)
+    return split(
+        text.partition("=")[0], read_samples(paths_of(text)), tokenizer, length, prompts, samples
+    )

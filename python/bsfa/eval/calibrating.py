@@ -12,6 +12,7 @@ from bsfa.errors import FormatError, InvalidArgumentError
 from bsfa.eval import results
 from bsfa.eval.provenance import categories_of, file_digest, record_categories
 from bsfa.eval.tasks import CATEGORIES, TASKS, Generator, Task
+from bsfa.text import printable, quote, quote_path
 
 __all__ = ["Calibrated", "calibrate_for", "choose_categories", "load_thresholds"]
 
@@ -24,6 +25,11 @@ class Calibrated:
 
     table: ThresholdTable
     record: results.Thresholds
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Categories, as a file or an argument names them."""
+    return printable(", ".join(names), 200)
 
 
 def choose_categories(
@@ -49,8 +55,8 @@ def choose_categories(
             continue
         why = "evaluated by this run" if category in evaluated else "not possible here"
         raise InvalidArgumentError(
-            f"calibrate-on names {category!r}, which is {why}: calibration and evaluation have no "
-            f"category in common; accepted: {', '.join(possible) or 'none'}{hint}"
+            f"calibrate-on names {quote(category)}, which is {why}: calibration and evaluation "
+            f"have no category in common; accepted: {', '.join(possible) or 'none'}{hint}"
         )
     return list(dict.fromkeys(asked))
 
@@ -104,14 +110,15 @@ def calibrate_for(
     if recorded is not None:  # a file that does not say was not finished
         if recorded != list(categories):
             raise InvalidArgumentError(
-                f"'{path}', made by an earlier run, was calibrated on {', '.join(recorded)}, and "
-                f"this run is to calibrate on {', '.join(categories)}; choose another --out"
+                f"{quote_path(path)}, made by an earlier run, was calibrated on "
+                f"{_listed(recorded)}, and this run is to calibrate on {', '.join(categories)}; "
+                "choose another --out"
             )
         table = ThresholdTable.load(path)
         if set(budgets) <= set(table.budgets) and max(lengths) <= table.max_seqlen:
             return _calibrated(path, table, list(categories))
         raise InvalidArgumentError(
-            f"'{path}', made by an earlier run, has budgets "
+            f"{quote_path(path)}, made by an earlier run, has budgets "
             f"{', '.join(map(str, table.budgets))} and lengths to {table.max_seqlen}; keep to "
             "these, name it with --thresholds, or choose another --out"
         )
@@ -138,26 +145,28 @@ def load_thresholds(
     recorded = categories_of(path)
     if recorded is not None and stated is not None and list(stated) != recorded:
         raise InvalidArgumentError(
-            f"calibrated-on is {', '.join(stated)}; '{path}' says {', '.join(recorded)}"
+            f"calibrated-on is {_listed(stated)}; {quote_path(path)} says {_listed(recorded)}"
         )
     categories = list(stated) if recorded is None and stated is not None else recorded
     if categories is None:
         raise FormatError(
-            f"'{path}' does not say what it was calibrated on; say so with --calibrated-on "
-            f"(categories of the tasks: {', '.join(CATEGORIES)}; any other word for other data)"
+            f"{quote_path(path)} does not say what it was calibrated on; say so with "
+            f"--calibrated-on (categories of the tasks: {', '.join(CATEGORIES)}; any other word "
+            "for other data)"
         )
     for task in tasks:
         if task.category in categories:
             raise InvalidArgumentError(
-                f"'{path}' was calibrated on {', '.join(categories)}, and task {task.name} is of "
-                f"category {task.category}: calibration and evaluation have no category in common; "
-                "accepted: tasks of "
+                f"{quote_path(path)} was calibrated on {_listed(categories)}, and task "
+                f"{task.name} is of category {task.category}: calibration and evaluation have no "
+                "category in common; accepted: tasks of "
                 + ", ".join(c for c in CATEGORIES if c not in categories and c != "text")
             )
     for budget in budgets:
         table.thresholds(budget)  # refuses, with the list, a budget that is not in the file
     if max(lengths) > table.max_seqlen:
         raise InvalidArgumentError(
-            f"length is {max(lengths)}; '{path}' was calibrated to {table.max_seqlen} tokens"
+            f"length is {max(lengths)}; {quote_path(path)} was calibrated to {table.max_seqlen} "
+            "tokens"
         )
     return _calibrated(path, table, categories)

@@ -1,6 +1,14 @@
 """The model type `bsfa` of the lm-evaluation-harness: its type `hf`, with the method switched on.
 
-    lm_eval --model bsfa --tasks TASK,... --model_args pretrained=...,thresholds=...,budget=96
+Importing this module registers the type. The harness itself looks for types in its own package
+only, so either the command runs through bsfa,
+
+    python -m bsfa eval harness --model bsfa --model_args pretrained=...,thresholds=... --tasks ...
+
+or a program imports this module before it names the type:
+
+    import bsfa.eval.harness
+    lm_eval.simple_evaluate(model="bsfa", model_args="pretrained=...", tasks=[...])
 
 All tasks of the harness run, loaded, prompted and scored by the harness. Which attention ran, and
 how much of it, is in the results file of the harness under "config" (`get_model_info`).
@@ -8,7 +16,6 @@ how much of it, is in the results file of the harness under "config" (`get_model
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
@@ -18,10 +25,11 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 
 import bsfa
-from bsfa.cli.common import load_model
 from bsfa.errors import FileError, InvalidArgumentError
+from bsfa.loading import load_model
 from bsfa.policies import STOCK
 from bsfa.provenance import built_from
+from bsfa.text import quote, said, shown
 
 __all__ = ["BsfaLM", "run_command"]
 
@@ -45,11 +53,13 @@ class BsfaLM(HFLM):
         mode: as for `bsfa.enable`, or stock: the model's own attention, for comparison.
         """
         if budget is not None and not str(budget).isdecimal():
-            raise InvalidArgumentError(f"budget is {budget!r}; accepted: a number of blocks")
+            raise InvalidArgumentError(f"budget is {shown(budget)}; accepted: a number of blocks")
         try:
             number = None if parameter is None else float(parameter)
         except ValueError:
-            raise InvalidArgumentError(f"parameter is {parameter!r}; accepted: a number") from None
+            raise InvalidArgumentError(
+                f"parameter is {shown(parameter)}; accepted: a number"
+            ) from None
         if isinstance(pretrained, str) and pretrained.endswith(".gguf"):
             pretrained, tokenizer = _load_gguf(pretrained, arguments)
             arguments.setdefault("tokenizer", tokenizer)
@@ -84,12 +94,9 @@ class BsfaLM(HFLM):
 
 def _load_gguf(path: str, arguments: dict[str, Any]) -> tuple[Any, Any]:
     device = str(arguments.get("device") or "auto")
-    options = argparse.Namespace(
-        model=path, dtype=str(arguments.get("dtype", "auto")), device=device, threads=None
-    )
     if device == "cuda" and not _has_cuda():
-        options.device = "cpu"  # the harness's default is cuda, whether there is one or not
-    return load_model(options)
+        device = "cpu"  # the harness's default is cuda, whether there is one or not
+    return load_model(path, str(arguments.get("dtype", "auto")), device)
 
 
 def _has_cuda() -> bool:
@@ -134,7 +141,8 @@ def run_command(arguments: Sequence[str]) -> None:
             raise
         raise FileError(
             "the data of a task, or the model, could not be fetched from its hub: "
-            f"{reason or error}\n(HF_HUB_OFFLINE is {os.environ.get('HF_HUB_OFFLINE', 'not set')}; "
+            f"{said(reason or error)} (HF_HUB_OFFLINE is "
+            f"{quote(os.environ.get('HF_HUB_OFFLINE', 'not set'))}; "
             "`bsfa eval sweep` runs RULER-like tasks that need no download)"
         ) from error
     finally:

@@ -69,6 +69,8 @@ LINES = {name: policy.look.line for name, policy in ATTENTIONS.items()}
 MODE_NAMES = {name: policy.label for name, policy in ATTENTIONS.items()}
 WIDTH = 4.6
 """Inches."""
+TALLEST = 40.0
+"""Inches; whatever a file holds, a picture has a size."""
 
 Draw = Callable[[Theme], Figure]
 
@@ -93,6 +95,9 @@ def _style(theme: Theme) -> dict[Any, Any]:
         "legend.frameon": False,
         "legend.fontsize": 8.5,
         "figure.constrained_layout.use": True,
+        # Names come from files: what looks like mathematics in them is drawn as it stands.
+        "text.parse_math": False,
+        "text.usetex": False,
     }
 
 
@@ -418,7 +423,7 @@ def ablation_dots(
     """One quantity by setting, a colour and marker for each budget; bars are 95 % intervals."""
     settings = list(dict.fromkeys(row.setting for row in rows))
     budgets = sorted({row.budget for row in rows})
-    figure, axes = _panel(1.3 + 0.16 * len(settings) * max(2, len(budgets)))
+    figure, axes = _panel(min(TALLEST, 1.3 + 0.16 * len(settings) * max(2, len(budgets))))
     # Those of the modes, exact ones last.
     palette = [theme.modes[mode] for mode in sorted(POLICIES, key=lambda mode: mode in EXACT)]
     for level, budget in enumerate(budgets):

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from bsfa._core import write_file
-from bsfa.errors import FileError, FormatError
+from bsfa.errors import FormatError
+from bsfa.files import read_bytes
+from bsfa.text import path_text, shown
 
 __all__ = ["categories_of", "file_digest", "record_categories"]
 
@@ -21,20 +23,16 @@ _LONGEST_HEADER = 1 << 20
 
 def _split(path: str) -> tuple[dict[str, Any], bytes]:
     """The header of a safetensors file and the bytes that follow it."""
-    try:
-        with open(path, "rb") as file:
-            data = file.read()
-    except OSError as error:
-        raise FileError(f"{path}: cannot be read: {error.strerror}") from error
+    data, name = read_bytes(path), path_text(path)
     size = struct.unpack("<Q", data[:8])[0] if len(data) >= 8 else _LONGEST_HEADER + 1
     if size > _LONGEST_HEADER or 8 + size > len(data):
-        raise FormatError(f"{path}: not a threshold file: its header does not fit in it")
+        raise FormatError(f"{name}: not a threshold file: its header does not fit in it")
     try:
         header = json.loads(data[8 : 8 + size])
-    except ValueError as error:
-        raise FormatError(f"{path}: not a threshold file: its header is not JSON") from error
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{name}: not a threshold file: its header is not JSON") from error
     if not isinstance(header, dict) or not isinstance(header.get("__metadata__"), dict):
-        raise FormatError(f"{path}: not a threshold file: it has no metadata")
+        raise FormatError(f"{name}: not a threshold file: it has no metadata")
     return header, data[8 + size :]
 
 
@@ -46,10 +44,12 @@ def categories_of(path: str | os.PathLike[str]) -> list[str] | None:
         return None
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, TypeError, RecursionError):
         found = None
     if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
-        raise FormatError(f"{path}: metadata field {_FIELD} is {text!r}; expected a JSON list")
+        raise FormatError(
+            f"{path_text(path)}: metadata field {_FIELD} is {shown(text)}; expected a JSON list"
+        )
     return found
 
 
@@ -65,8 +65,4 @@ def record_categories(path: str | os.PathLike[str], categories: Sequence[str]) -
 
 def file_digest(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file, in hexadecimal."""
-    try:
-        with open(path, "rb") as file:
-            return hashlib.sha256(file.read()).hexdigest()
-    except OSError as error:
-        raise FileError(f"{os.fspath(path)}: cannot be read: {error.strerror}") from error
+    return hashlib.sha256(read_bytes(path)).hexdigest()

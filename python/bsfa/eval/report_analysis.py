@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
+from bsfa.errors import FormatError
 from bsfa.eval.results import Key, Number, Point, Results
 from bsfa.eval.statistics import (
     Interval,
@@ -15,11 +16,14 @@ from bsfa.eval.statistics import (
     wilson,
 )
 from bsfa.policies import EXACT, METHOD, POLICIES
+from bsfa.text import path_text
 
 __all__ = ["Analysis", "Cell", "Comparison", "Group", "Target", "analyse"]
 
 INFORMATIVE = 0.5
 """Where dense attention scores below this, a difference from it says nothing about the method."""
+MOST_POINTS = 100_000
+"""Of the grid that a file names: every one that is missing has a line in the report."""
 TARGET = 0.99
 """Share of the accuracy of dense attention that the target table asks for."""
 
@@ -172,7 +176,7 @@ def setting_name(mode: str, budget: Number | None) -> str:
 
 
 def _ratio(above: Sequence[Sequence[float]], below: Sequence[Sequence[float]]) -> Interval | None:
-    if not all(above) or not all(below):
+    if not all(above) or not all(below) or min(map(min, below)) <= 0:
         return None
     return ratio_of_medians(above, below)
 
@@ -313,7 +317,7 @@ def _missing(results: Results) -> list[tuple[str, int, str, Number | None, str]]
     lengths = sorted({key[1] for key in known} | set(_numbers(planned.get("lengths"))))
     settings = {(key[2], key[3]) for key in known}
     modes = planned.get("modes")
-    for mode in modes if isinstance(modes, list) else []:
+    for mode in _names(modes):
         if mode in EXACT:
             settings.add((mode, None))
             continue
@@ -321,10 +325,15 @@ def _missing(results: Results) -> list[tuple[str, int, str, Number | None, str]]
         if policy is not None and policy.has_parameter:
             parameters = planned.get("parameters")
             numbers = parameters.get(mode) if isinstance(parameters, dict) else None
-            settings |= {(mode, n) for n in numbers or [] if isinstance(n, float)}
+            settings |= {(mode, n) for n in _list(numbers) if isinstance(n, float)}
         else:
             settings |= {(mode, b) for b in _numbers(planned.get("budgets"))}
-    missing = []
+    missing: list[tuple[str, int, str, Number | None, str]] = []
+    if len(lengths) * len(tasks) * len(settings) > MOST_POINTS:
+        raise FormatError(
+            f"{path_text(results.path)}: names {len(tasks)} tasks, {len(lengths)} lengths and "
+            f"{len(settings)} settings; accepted: {MOST_POINTS} points of all together"
+        )
     for length in lengths:
         for task in tasks:
             for mode, budget in sorted(settings, key=_setting_order):
@@ -348,8 +357,16 @@ def _absence(results: Results, key: Key) -> str | None:
     return "not measured"
 
 
+def _list(value: object) -> list[object]:
+    return value if isinstance(value, list) else []
+
+
 def _numbers(value: object) -> list[int]:
-    return [n for n in value if isinstance(n, int)] if isinstance(value, list) else []
+    return [n for n in _list(value) if isinstance(n, int) and not isinstance(n, bool) and n > 0]
+
+
+def _names(value: object) -> list[str]:
+    return [n for n in _list(value) if isinstance(n, str)]
 
 
 def analyse(results: Results) -> Analysis:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ __all__ = ["Picture", "needle_grids", "pictures"]
 GATE_BLOCK = (128, 64)
 """Of the sweep: query rows and keys."""
 MOST_MAPS = 12
+LONGEST_NAME = 150
+"""Characters of a file's name."""
 DEPTHS = 11
 """Rows of a needle grid at the most."""
 
@@ -40,7 +43,11 @@ class Picture:
 
 def _file_name(*parts: object) -> str:
     text = "-".join(str(part) for part in parts if part is not None)
-    return "".join(c if c.isalnum() or c in "-_." else "_" for c in text)
+    plain = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "_" for c in text)
+    if plain == text and len(plain) <= LONGEST_NAME:
+        return plain
+    # Two names may be alike but for what was replaced or cut off.
+    return plain[:LONGEST_NAME] + "-" + hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def _curves(analysis: Analysis) -> list[Picture]:

@@ -1,7 +1,11 @@
 """The results file: JSON lines, one record a line, written as soon as it is measured.
 
 The first line is the header. A later record of the same key replaces an earlier one, so a file is
-only ever appended to: whatever interrupts a run loses at most the line that was being written.
+only ever appended to: whatever interrupts a run loses at most the line that was being written. One
+process writes a file at a time (`Writer`); any number may read it.
+
+What is read is checked field by field, by type and by range (`bsfa.eval.fields`), so that whatever
+works with the records can rely on them.
 """
 
 from __future__ import annotations
@@ -9,15 +13,29 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import types
 import typing
-from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import TracebackType
 from typing import Any, ClassVar
 
 from bsfa import policies
 from bsfa._core import write_file
 from bsfa.errors import FileError, FormatError
+from bsfa.eval.fields import (
+    Change,
+    Count,
+    Name,
+    Positive,
+    Seconds,
+    Setting,
+    Share,
+    Whole,
+    Words,
+    build,
+    parse,
+)
+from bsfa.files import Lock, read_bytes
+from bsfa.text import path_text, said, shown
 
 __all__ = [
     "FORMAT",
@@ -36,19 +54,20 @@ __all__ = [
     "Record",
     "Results",
     "Thresholds",
+    "Writer",
     "append",
     "create",
     "read",
-    "replace_header",
 ]
 
 FORMAT = "bsfa-eval"
 VERSION = 1
 MODES = tuple(policies.ATTENTIONS)
+_HEXADECIMAL = frozenset("0123456789abcdef")
 LABEL = "RULER-like"
 """In every output: the tasks follow RULER, but their texts and words are not those of RULER."""
 
-Number = int | float
+Number = Setting
 """What a mode is set by: its budget in blocks, or its parameter (`bsfa.policies`)."""
 Key = tuple[str, int, str, Number | None]
 """(task, length in tokens, mode, what it is set by; None for dense)."""
@@ -58,12 +77,12 @@ Key = tuple[str, int, str, Number | None]
 class Model:
     """The model under evaluation."""
 
-    name: str
-    layers: int
-    heads_q: int
-    heads_kv: int
-    head_dim: int
-    context: int
+    name: Words
+    layers: Positive
+    heads_q: Positive
+    heads_kv: Positive
+    head_dim: Positive
+    context: Count
     """Longest prompt with its answer, tokens."""
 
 
@@ -71,22 +90,22 @@ class Model:
 class Device:
     """What it ran on."""
 
-    type: str
+    type: Name
     """cpu or cuda."""
-    name: str
-    driver: str = ""
+    name: Words
+    driver: Words = ""
 
 
 @dataclass(frozen=True)
 class Thresholds:
     """The threshold table that was used."""
 
-    file: str
-    sha256: str
-    budgets: list[int]
-    calibrated_on: list[str]
+    file: Words
+    sha256: Name
+    budgets: list[Positive]
+    calibrated_on: list[Name]
     """Categories of the calibration samples: no task of the sweep is among them."""
-    max_seqlen: int
+    max_seqlen: Positive
 
 
 @dataclass(frozen=True)
@@ -94,20 +113,20 @@ class Header:
     """The first line: what every point of the file has in common."""
 
     kind: ClassVar[str] = "header"
-    created: str
+    created: Name
     """ISO 8601 date."""
     model: Model
-    versions: dict[str, str]
+    versions: dict[str, Words]
     """Of bsfa, torch, transformers, python, lm_eval ("" where it is not installed); "commit" is
     what bsfa was built from (`bsfa.provenance`)."""
     device: Device
-    dtype: str
-    threads: int
-    seed: int
+    dtype: Name
+    threads: Count
+    seed: Whole
     thresholds: Thresholds | None
-    tasks: list[str]
-    prompts_per_point: int
-    label: str = LABEL
+    tasks: list[Name]
+    prompts_per_point: Count
+    label: Name = LABEL
     settings: dict[str, Any] = field(default_factory=dict)
     """Whatever else decides what a point means: chat template, haystack, answer length."""
     format: str = FORMAT
@@ -118,13 +137,13 @@ class Header:
 class Prompt:
     """One prompt of a point."""
 
-    id: int
+    id: Whole
     """From seed, task and length alone: the same prompt has the same id in every mode."""
-    score: float
+    score: Share
     """0 to 1, by the harness's own rule."""
-    depth: float | None = None
+    depth: Share | None = None
     """Where the needle stands, 0 to 1; None where there is no single one."""
-    density: float | None = None
+    density: Share | None = None
     """Kept over visible blocks of this prompt, over all layers and heads."""
 
 
@@ -132,11 +151,11 @@ class Prompt:
 class Density:
     """Kept over visible blocks of a prefill."""
 
-    predicted: float | None
-    measured: float
+    predicted: Share | None
+    measured: Share
     """Mean over the prompts."""
-    low: float
-    high: float
+    low: Share
+    high: Share
 
 
 @dataclass(frozen=True)
@@ -144,21 +163,27 @@ class Point:
     """One measured point."""
 
     kind: ClassVar[str] = "point"
-    task: str
-    length: int
-    mode: str
+    task: Name
+    length: Positive
+    mode: Name
     budget: Number | None
     prompts: list[Prompt]
     density: Density
-    density_by_head: list[list[float]]
+    density_by_head: list[list[Share]]
     """[layers][query heads], mean over the prompts; an empty row where a layer was not gated."""
-    peak_memory_bytes: int
-    ttft_s: list[float] = field(default_factory=list)
+    peak_memory_bytes: Count
+    ttft_s: list[Seconds] = field(default_factory=list)
     """Seconds to the first token, one prompt a prefill, after warm-up; on held-out samples."""
-    attention_s: list[float] = field(default_factory=list)
+    attention_s: list[Seconds] = field(default_factory=list)
     """Seconds of these prefills that were attention, summed over the layers."""
     answers: list[str] = field(default_factory=list)
     """The generated texts in the order of prompts; may be left out."""
+
+    def fault(self) -> str | None:
+        """What contradicts itself in it, if anything does."""
+        if len({len(row) for row in self.density_by_head if row}) > 1:
+            return "density_by_head has rows of several lengths; expected one length, or none"
+        return None
 
     @property
     def key(self) -> Key:
@@ -176,9 +201,9 @@ class Failed:
     """A point that could not be measured; a later point of the same key replaces it."""
 
     kind: ClassVar[str] = "failed"
-    task: str
-    length: int
-    mode: str
+    task: Name
+    length: Positive
+    mode: Name
     budget: Number | None
     error: str
 
@@ -193,16 +218,16 @@ class Map:
     """The kept blocks of one head over one prompt."""
 
     kind: ClassVar[str] = "map"
-    task: str
-    length: int
-    mode: str
+    task: Name
+    length: Positive
+    mode: Name
     budget: Number | None
-    layer: int
-    head: int
-    prompt: int
+    layer: Count
+    head: Count
+    prompt: Whole
     """Its id."""
-    q_blocks: int
-    k_blocks: int
+    q_blocks: Positive
+    k_blocks: Positive
     rows: list[str]
     """By query block, kept bits in hexadecimal: the highest bit of the first digit is block 0."""
 
@@ -210,6 +235,16 @@ class Map:
     def key(self) -> tuple[Any, ...]:
         """Identifies the map in a file."""
         return self.task, self.length, self.mode, self.budget, self.layer, self.head, self.prompt
+
+    def fault(self) -> str | None:
+        """What contradicts itself in it, if anything does."""
+        digits = -(-self.k_blocks // 4)
+        if len(self.rows) != self.q_blocks:
+            return f"rows has {len(self.rows)} entries; expected {self.q_blocks}, q_blocks"
+        for number, row in enumerate(self.rows):
+            if len(row) != digits or not _HEXADECIMAL.issuperset(row):
+                return f"rows[{number}] is {shown(row)}; expected {digits} hexadecimal digits"
+        return None
 
     def kept(self) -> list[list[bool]]:
         """[query blocks][key/value blocks]."""
@@ -236,12 +271,12 @@ class Map:
 class AblationPrompt:
     """One prompt of an ablation: the quantities of `Ablation`."""
 
-    id: int
+    id: Whole
     """The same prompt has the same id in every setting."""
-    density: float
-    error: float | None = None
-    agreement: float | None = None
-    perplexity_change: float | None = None
+    density: Share
+    error: Change | None = None
+    agreement: Share | None = None
+    perplexity_change: Change | None = None
 
 
 @dataclass(frozen=True)
@@ -249,21 +284,21 @@ class Ablation:
     """One setting of an ablation."""
 
     kind: ClassVar[str] = "ablation"
-    name: str
+    name: Name
     """samples, domain, position or gate_block."""
-    setting: str
-    budget: int
-    density: float
-    density_predicted: float | None
-    error: float | None
+    setting: Name
+    budget: Positive
+    density: Share
+    density_predicted: Share | None
+    error: Change | None
     """Mean relative L2 error of the attention output."""
-    agreement: float | None
+    agreement: Share | None
     """Share of tokens whose most likely successor is that of dense attention."""
-    perplexity_change: float | None
+    perplexity_change: Change | None
     """Perplexity over that of dense attention, less 1."""
-    n: int
+    n: Count
     """Prompts."""
-    length: int | None = None
+    length: Positive | None = None
     """Of the prompts, tokens."""
     prompts: list[AblationPrompt] = field(default_factory=list)
 
@@ -303,138 +338,130 @@ class Results:
         elif isinstance(record, Ablation):
             self.ablations[record.key] = record
         else:
-            raise FormatError(f"{self.path}: a second header")
+            raise FormatError(f"{path_text(self.path)}: a second header")
 
 
 def _encode(record: Record) -> str:
     return json.dumps({"kind": record.kind, **dataclasses.asdict(record)}, allow_nan=False)
 
 
-def _convert(kind: Any, value: Any, where: str) -> Any:
-    """The JSON value as the annotated type of a field, or a refusal that names the field."""
-    origin, inner = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (types.UnionType, typing.Union):
-        if value is None and type(None) in inner:
-            return None
-        *others, last = (option for option in inner if option is not type(None))
-        for option in others:
-            if type(value) is option:
-                return value
-        return _convert(last, value, where)
-    if origin is list and isinstance(value, list):
-        return [_convert(inner[0], item, f"{where}[{i}]") for i, item in enumerate(value)]
-    if origin is dict and isinstance(value, dict):
-        return {k: _convert(inner[1], item, f"{where}.{k}") for k, item in value.items()}
-    if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
-        return _build(typing.cast(type, kind), value, where)
-    if kind is Any:
-        return value
-    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    if (
-        isinstance(kind, type)
-        and isinstance(value, kind)
-        and (kind is bool or not isinstance(value, bool))
-    ):
-        return value
-    name = getattr(kind, "__name__", str(kind))
-    raise FormatError(f"{where} is {json.dumps(value)[:80]}; expected {name}")
-
-
-def _build(cls: type, values: Mapping[str, Any], where: str) -> Any:
-    hints = typing.get_type_hints(cls)
-    arguments = {}
-    for entry in dataclasses.fields(cls):
-        name = f"{where}.{entry.name}"
-        if entry.name in values:
-            arguments[entry.name] = _convert(hints[entry.name], values[entry.name], name)
-        elif entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING:
-            raise FormatError(f"{name} is missing")
-    return cls(**arguments)
-
-
 def _decode(line: str, where: str) -> Record:
-    values = json.loads(line)
-    if not isinstance(values, dict) or values.get("kind") not in _KINDS:
-        found = values.get("kind") if isinstance(values, dict) else type(values).__name__
-        raise FormatError(f"{where}: kind is {found!r}; expected one of {', '.join(_KINDS)}")
-    return _build(_KINDS[values["kind"]], values, f"{where}: {values['kind']}")
+    values = parse(line, where)
+    kind = values.get("kind")
+    if not isinstance(kind, str) or kind not in _KINDS:
+        raise FormatError(f"{where}: kind is {shown(kind)}; expected one of {', '.join(_KINDS)}")
+    record: Record = build(_KINDS[kind], values, f"{where}: {kind}")
+    fault = record.fault() if isinstance(record, (Point, Map)) else None
+    if fault is not None:
+        raise FormatError(f"{where}: {kind}.{fault}")
+    return record
 
 
 def _check_header(line: str, path: str) -> Header:
+    where = f"{path_text(path)}:1"
     try:
-        values = json.loads(line)
-    except ValueError:
-        values = None
-    if not isinstance(values, dict) or values.get("kind") != "header":
+        values = parse(line, where)
+    except FormatError:
+        values = {}
+    if values.get("kind") != "header":
         raise FormatError(
-            f"{path}: not a results file of `bsfa eval`; expected a first line of kind 'header'"
+            f"{where}: not a results file of `bsfa eval`; expected a first line of kind 'header'"
         )
     for name, expected in (("format", FORMAT), ("version", VERSION)):
         if values.get(name) != expected:
             raise FormatError(
-                f"{path}: {name} is {values.get(name)!r}; this bsfa reads {expected!r}"
+                f"{where}: {name} is {shown(values.get(name))}; this bsfa reads {expected!r}"
             )
-    return _build(Header, values, f"{path}: header")
+    header: Header = build(Header, values, f"{where}: header")
+    return header
 
 
 def read(path: str | os.PathLike[str]) -> Results:
     """A results file. Refuses another format or version; `torn` reports a last line cut short."""
     path = os.fspath(path)
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            text = file.read()
-    except OSError as error:
-        raise FileError(f"{path}: cannot be read: {error.strerror}") from error
-    lines = text.split("\n")
+    name = path_text(path)
+    lines = read_bytes(path).decode("utf-8", "replace").split("\n")
     tail = lines.pop()  # empty if the last line was written whole
     if not lines:
         raise FormatError(
-            f"{path}: "
+            f"{name}: "
             + ("its header was not written whole" if tail else "is empty")
             + "; expected a results file of `bsfa eval`"
         )
     results = Results(path, _check_header(lines[0], path))
     for number, line in enumerate(lines[1:], start=2):
-        if not line:
-            continue
-        try:
-            results.add(_decode(line, f"{path}:{number}"))
-        except json.JSONDecodeError as error:
-            raise FormatError(f"{path}:{number}: not JSON: {error}") from error
+        if line:
+            results.add(_decode(line, f"{name}:{number}"))
     if tail:
-        results.torn = f"{path}: the last line was not written whole and is left out"
+        results.torn = f"{name}: the last line was not written whole and is left out"
     return results
 
 
+class Writer:
+    """The one writer of a results file, from its making to `release`, or to the end of the process.
+
+    A second one, of whatever process, is refused with FileError at once; readers are not kept out.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Takes the file, which need not be there yet."""
+        self.path = os.fspath(path)
+        self._lock = Lock(self.path)
+
+    def __enter__(self) -> Writer:
+        """The writer itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Lets others write."""
+        self.release()
+
+    def release(self) -> None:
+        """Lets others write."""
+        self._lock.release()
+
+    def _failed(self, error: OSError) -> FileError:
+        return FileError(f"{path_text(self.path)}: cannot be written: {said(error)}")
+
+    def create(self, header: Header) -> None:
+        """A new results file with its header; refuses to overwrite."""
+        try:
+            with open(self.path, "x", encoding="utf-8") as file:
+                _write(file, header)
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def append(self, record: Record) -> None:
+        """Adds a record, on the disk when this returns. Removes the rest of a torn line before."""
+        try:
+            with open(self.path, "r+b") as raw:
+                _cut_torn_line(raw)
+            with open(self.path, "a", encoding="utf-8") as file:
+                _write(file, record)
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def replace_header(self, header: Header) -> None:
+        """The same file with another header: as before, or with it, whenever it is interrupted."""
+        rest = read_bytes(self.path).partition(b"\n")[2]
+        write_file(self.path, (_encode(header) + "\n").encode() + rest)
+
+
 def create(path: str | os.PathLike[str], header: Header) -> None:
-    """A new results file with its header; refuses to overwrite."""
-    try:
-        with open(path, "x", encoding="utf-8") as file:
-            _write(file, header)
-    except OSError as error:
-        raise FileError(f"{os.fspath(path)}: cannot be written: {error.strerror}") from error
+    """`Writer.create`, by a writer for this alone."""
+    with Writer(path) as writer:
+        writer.create(header)
 
 
 def append(path: str | os.PathLike[str], record: Record) -> None:
-    """Adds a record, on the disk when this returns. Removes the rest of a torn line before it."""
-    try:
-        with open(path, "r+b") as raw:
-            _cut_torn_line(raw)
-        with open(path, "a", encoding="utf-8") as file:
-            _write(file, record)
-    except OSError as error:
-        raise FileError(f"{os.fspath(path)}: cannot be written: {error.strerror}") from error
-
-
-def replace_header(path: str | os.PathLike[str], header: Header) -> None:
-    """The same file with another header: as before, or with it, whenever this is interrupted."""
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            rest = file.read().partition("\n")[2]
-    except OSError as error:
-        raise FileError(f"{os.fspath(path)}: cannot be read: {error.strerror}") from error
-    write_file(os.fspath(path), (_encode(header) + "\n" + rest).encode())
+    """`Writer.append`, by a writer for this alone."""
+    with Writer(path) as writer:
+        writer.append(record)
 
 
 def _write(file: typing.TextIO, record: Record) -> None:

@@ -36,8 +36,10 @@ from bsfa.eval.provenance import categories_of
 from bsfa.eval.results import Density, Failed, Key, Map, Point, Prompt
 from bsfa.eval.tasks import Generator, Sample, Task, find_tasks, score
 from bsfa.eval.text import Haystack
+from bsfa.files import check_writable
 from bsfa.hf.models import NAME, text_config
 from bsfa.policies import ATTENTIONS, EXACT, STOCK, SWEPT, SWEPT_BY_DEFAULT, find_policy
+from bsfa.text import quote, quote_path, shown
 
 __all__ = ["UNINFORMATIVE", "Plan", "run"]
 
@@ -106,7 +108,7 @@ def _check(plan: Plan, model: Any, generator: Generator) -> list[Task]:
         generator.check(task)
     unknown = [mode for mode in plan.modes if mode not in SWEPT]
     if unknown or not plan.modes:
-        found = f"modes names {unknown[0]!r}" if unknown else "modes is empty"
+        found = f"modes names {quote(unknown[0])}" if unknown else "modes is empty"
         raise InvalidArgumentError(f"{found}; accepted: {', '.join(SWEPT)}")
     if plan.skip_uninformative and "dense" not in plan.modes:
         raise InvalidArgumentError("skip-uninformative needs the mode dense; modes has no dense")
@@ -193,10 +195,11 @@ def _header(
 _MAY_GROW = ("lengths", "modes", "budgets")
 
 
-def _open(out: str, header: results.Header) -> results.Results:
+def _open(writer: results.Writer, header: results.Header) -> results.Results:
     """The results so far; refuses a file of a run with which these points cannot be compared."""
+    out = writer.path
     if not os.path.exists(out):
-        results.create(out, header)
+        writer.create(header)
         return results.read(out)
     so_far = results.read(out)
     old = so_far.header
@@ -228,15 +231,15 @@ def _open(out: str, header: results.Header) -> results.Results:
     tasks = list(dict.fromkeys([*old.tasks, *header.tasks]))
     so_far.header = dataclasses.replace(kept, created=old.created, tasks=tasks, settings=settings)
     if so_far.header != old:
-        results.replace_header(out, so_far.header)
+        writer.replace_header(so_far.header)
     return so_far
 
 
 def _same(out: str, name: str, old: Any, new: Any) -> None:
     if old != new:
         raise InvalidArgumentError(
-            f"'{out}' holds results with {name} {old}; this run has {new}. Choose another --out, "
-            "or run as before to go on with it"
+            f"{quote_path(out)} holds results with {name} {shown(old)}; this run has {shown(new)}. "
+            "Choose another --out, or run as before to go on with it"
         )
 
 
@@ -380,7 +383,7 @@ def run(
     model: Any,
     tokenizer: Any,
     plan: Plan,
-    out: str,
+    out: str | results.Writer,
     haystack: Haystack | None = None,
     progress: Progress | None = None,
     calibrating: Progress | None = None,
@@ -390,19 +393,23 @@ def run(
 
     A point that fails is recorded as failed, and tried again by the next run.
 
+    out: the results file, new or to go on with, or its writer. While this runs nobody else may
+    write to it.
     progress: called with (prompts done, prompts, point).
     calibrating: called with (samples done, samples, sample).
     finished: called with each new point.
     """
+    if not isinstance(out, results.Writer):
+        check_writable("out", out)
+        with results.Writer(out) as writer:
+            return run(model, tokenizer, plan, writer, haystack, progress, calibrating, finished)
+    writer, out = out, out.path
     generator = Generator(tokenizer, haystack, plan.seed, plan.chat_template)
     tasks = _check(plan, model, generator)
-    folder = os.path.dirname(os.path.abspath(out))
-    if not os.path.isdir(folder):
-        raise InvalidArgumentError(f"out is '{out}'; there is no folder {folder}")
     if os.path.exists(out):
         results.read(out)  # refuses another format before anything is calibrated
     found = _thresholds(plan, model, generator, tasks, out, calibrating)
-    so_far = _open(out, _header(plan, model, generator, tasks, found))
+    so_far = _open(writer, _header(plan, model, generator, tasks, found))
     runner = _Runner(plan, model, generator, found)
     by_name = {task.name: task for task in tasks}
     keys = list(_keys(plan, tasks))
@@ -433,13 +440,13 @@ def run(
             record = runner.measure(task, length, mode, budget, tick)
             if name == tasks[0].name and length == max(plan.lengths) and mode not in EXACT:
                 for kept in runner.maps(task, length, mode, budget):
-                    results.append(out, kept)
+                    writer.append(kept)
                     so_far.add(kept)
         except Exception as error:
             if model.device.type == "cuda":
                 torch.cuda.empty_cache()
             record = Failed(name, length, mode, budget, _failure(error))
-        results.append(out, record)
+        writer.append(record)
         so_far.add(record)
         if finished is not None:
             finished(record)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from bsfa.errors import InvalidArgumentError
+from bsfa.text import path_text
 
 __all__ = ["CALIBRATION_SHARE", "Haystack", "load", "rng", "whole_number"]
 
@@ -72,7 +73,7 @@ def load(paths: Sequence[str | os.PathLike[str]]) -> Haystack:
 
     haystack = Haystack("\n".join(sample.text for sample in read_samples(paths)))
     if len(haystack.sentences) < 8:
-        names = ", ".join(os.fspath(path) for path in paths)
+        names = path_text(", ".join(os.fspath(path) for path in paths))
         raise InvalidArgumentError(
             f"the text of {names} has {len(haystack.sentences)} sentences; accepted: 8 or more"
         )

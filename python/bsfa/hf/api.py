@@ -30,6 +30,7 @@ from bsfa.hf.state import (
 )
 from bsfa.hf.statistics import ModelStats
 from bsfa.identity import warn_of_other_model
+from bsfa.text import quote
 
 _COMPUTE_TYPES = ("native", "float32", "bfloat16")
 
@@ -91,7 +92,7 @@ def enable(
     budget = default_budget if budget is None else budget
     if compute_type not in _COMPUTE_TYPES:
         raise InvalidArgumentError(
-            f"compute_type is {compute_type!r}; accepted: {', '.join(_COMPUTE_TYPES)}"
+            f"compute_type is {quote(compute_type)}; accepted: {', '.join(_COMPUTE_TYPES)}"
         )
     config = text_config(model)
     shape = model_shape(model)

@@ -24,6 +24,7 @@ from bsfa.hf.reading import reads_its_mask
 from bsfa.hf.sparge import Sparge
 from bsfa.hf.statistics import LayerStats, ModelStats
 from bsfa.policies import METHOD, find_policy
+from bsfa.text import quote, shown
 
 Call = tuple[int, int]
 """An attention call of a forward pass: its module's position, and which of its calls it is."""
@@ -56,7 +57,7 @@ class Settings:
             self.policy.check_device(shape.device.type)
         self.parameter = self.policy.parameter(parameter)
         if budget is not None and (isinstance(budget, bool) or not isinstance(budget, int)):
-            raise InvalidArgumentError(f"budget is {budget!r}; accepted: a number of blocks")
+            raise InvalidArgumentError(f"budget is {shown(budget)}; accepted: a number of blocks")
         if table is not None:
             table.check_model(shape.name, shape.num_layers, shape.num_heads_q, shape.softmax_scale)
             if budget is None:
@@ -378,7 +379,7 @@ def environment() -> tuple[str | None, str | None, int | None, float | None]:
         budget = None if text is None else int(text)
     except ValueError:
         raise InvalidArgumentError(
-            f"BSFA_BUDGET is {text!r}; accepted: a number of blocks"
+            f"BSFA_BUDGET is {quote(text or '')}; accepted: a number of blocks"
         ) from None
     mode = os.environ.get("BSFA_MODE") or None
     text = os.environ.get("BSFA_COVERAGE") or None

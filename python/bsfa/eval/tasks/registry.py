@@ -8,6 +8,7 @@ from bsfa.errors import InvalidArgumentError
 from bsfa.eval.tasks import aggregation, tracing
 from bsfa.eval.tasks.base import Task
 from bsfa.eval.tasks.niah import needles
+from bsfa.text import quote
 
 
 def _niah(name: str, answer_tokens: int, summary: str, haystack: str, **facts: object) -> Task:
@@ -45,6 +46,6 @@ def find_tasks(names: Sequence[str]) -> list[Task]:
     """Tasks by name, each once; a name that is not known is refused with the list of all."""
     unknown = [name for name in names if name not in TASKS]
     if unknown or not names:
-        found = f"tasks names {unknown[0]!r}" if unknown else "tasks is empty"
+        found = f"tasks names {quote(unknown[0])}" if unknown else "tasks is empty"
         raise InvalidArgumentError(f"{found}; accepted: {', '.join(TASKS)}")
     return [TASKS[name] for name in dict.fromkeys(names)]

@@ -16,6 +16,7 @@ from bsfa.text import quote, shown
 
 __all__ = [
     "ATTENTIONS",
+    "COVERAGE",
     "EXACT",
     "METHOD",
     "MODES",
@@ -139,6 +140,9 @@ STOCK = Policy(
 )
 """What a model does without bsfa: no mode of `bsfa.enable`, but something to compare with."""
 
+COVERAGE = "coverage"
+"""The mode that its parameter alone asks for, as an argument or an option of its own name."""
+
 _TABLE = (
     Policy(
         "dense",
@@ -158,7 +162,7 @@ _TABLE = (
         swept=True,
     ),
     Policy(
-        "coverage",
+        COVERAGE,
         "sampled selection",
         "blocks that hold this share of the attention of sampled rows, without calibration",
         Look("#b3261e", "#ff8a80", "X", "-"),

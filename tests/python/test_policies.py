@@ -96,8 +96,9 @@ def test_names_of_policies_stand_in_the_table_alone() -> None:
             if isinstance(node, ast.Constant) and node.value in names:
                 found.append((str(path.relative_to(package)), node.value))
     arguments_of_layers = ["eval/ablation_measure.py", "hf/attention.py", "hf/compiled.py"]
-    windows = [(path, "sliding_window") for path in arguments_of_layers]
-    assert set(found) <= set(windows)
+    arguments = [(path, "sliding_window") for path in arguments_of_layers]
+    arguments.append(("hf/prefill.py", "coverage"))
+    assert set(found) <= set(arguments)
 
 
 def test_the_table_is_whole() -> None:
@@ -107,6 +108,7 @@ def test_the_table_is_whole() -> None:
     assert set(ATTENTIONS) - set(SWEPT) == {"sparge"}
     assert SWEPT_BY_DEFAULT == ("dense", "threshold", "sliding_window")
     assert {o: [p.name for p in takers] for o, takers in OPTIONS.items()} == {
+        "coverage": ["coverage"],
         "mass-c": ["mass"],
         "skip-lambda": ["skip_softmax", "skip_softmax_outwards"],
     }

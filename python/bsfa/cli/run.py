@@ -18,7 +18,7 @@ from bsfa.cli.output import print_json, say
 from bsfa.errors import InvalidArgumentError
 from bsfa.files import read_text
 from bsfa.packages import need
-from bsfa.policies import ATTENTIONS, METHOD, OPTIONS, POLICIES, STOCK
+from bsfa.policies import ATTENTIONS, COVERAGE, METHOD, OPTIONS, POLICIES, STOCK
 from bsfa.provenance import built_from
 from bsfa.text import path_text, printable, quote, quote_path, require_text
 
@@ -310,9 +310,9 @@ def run(options: argparse.Namespace) -> None:
     if options.coverage is not None and options.mode == METHOD:
         # It says by itself what is to run: in place of the method, or beside it.
         if options.thresholds is None:
-            options.mode = "coverage"
-        elif "coverage" not in names:
-            names.append("coverage")
+            options.mode = COVERAGE
+        elif COVERAGE not in names:
+            names.append(COVERAGE)
     if options.thresholds is None and options.mode == METHOD:
         raise InvalidArgumentError(
             "--thresholds is missing: `calibrate` makes a threshold file (--coverage 0.95 needs "

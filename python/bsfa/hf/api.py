@@ -30,6 +30,7 @@ from bsfa.hf.state import (
 )
 from bsfa.hf.statistics import ModelStats
 from bsfa.identity import warn_of_other_model
+from bsfa.policies import COVERAGE
 from bsfa.text import quote
 
 _COMPUTE_TYPES = ("native", "float32", "bfloat16")
@@ -77,13 +78,13 @@ def enable(
     anything is changed. Calling it again replaces the settings.
     """
     if coverage is not None:
-        if mode not in (None, "coverage") or parameter is not None:
+        if mode not in (None, COVERAGE) or parameter is not None:
             raise InvalidArgumentError(
                 f"coverage is {coverage!r} with "
                 + (f"mode {mode!r}" if parameter is None else f"parameter {parameter!r}")
                 + "; accepted: coverage alone, or mode 'coverage' with parameter"
             )
-        mode, parameter = "coverage", coverage
+        mode, parameter = COVERAGE, coverage
     default_mode, default_thresholds, default_budget, default_coverage = environment()
     if mode is None and thresholds is None and parameter is None:
         parameter = default_coverage

@@ -23,7 +23,7 @@ from bsfa.hf.marks import ATTRIBUTE, Mark
 from bsfa.hf.reading import reads_its_mask
 from bsfa.hf.sparge import Sparge
 from bsfa.hf.statistics import LayerStats, ModelStats
-from bsfa.policies import METHOD, find_policy
+from bsfa.policies import COVERAGE, METHOD, find_policy
 from bsfa.text import quote, shown
 
 Call = tuple[int, int]
@@ -390,9 +390,9 @@ def environment() -> tuple[str | None, str | None, int | None, float | None]:
             f"BSFA_COVERAGE is {text!r}; accepted: a number above 0, up to 1"
         ) from None
     if coverage is not None:
-        if mode not in (None, "coverage"):
+        if mode not in (None, COVERAGE):
             raise InvalidArgumentError(
                 f"BSFA_COVERAGE is {text!r} and BSFA_MODE {mode!r}; accepted: one of them"
             )
-        mode = "coverage"
+        mode = COVERAGE
     return mode, os.environ.get("BSFA_THRESHOLDS") or None, budget, coverage

@@ -56,7 +56,8 @@ def test_mass_without_thresholds(folder: Path, capsys: pytest.CaptureFixture[str
     [
         (
             [],
-            "--thresholds is missing: `calibrate` makes a threshold file (--coverage 0.95 needs none)",
+            "--thresholds is missing: `calibrate` makes a threshold file "
+            "(--coverage 0.95 needs none)",
         ),
         (["--mode", "skip_softmax", "--skip-lambda", "2"], "--skip-lambda: parameter is 2.0"),
         (["--mode", "mass", "--skip-lambda", "0.1"], "and nothing runs skip_softmax"),

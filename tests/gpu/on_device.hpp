@@ -33,6 +33,7 @@ class OnDevice {
     move(&params_.cu_seqlens_k, data.cu_seqlens_k);
     move(&params_.leftpad_k, data.c.leftpad_k);
     move(&params_.seqused_k, data.c.seqused_k);
+    move(&params_.q_offsets, data.c.q_offsets);
     move(&params_.lists.indices, data.list_indices);
     if (params_.lists.offsets != nullptr) move(&params_.lists.offsets, data.list_offsets);
     if (params_.lists.counts != nullptr) move(&params_.lists.counts, data.list_counts);

@@ -123,6 +123,14 @@ Status check_pointers(const Problem& problem, const AttentionParams& checked) {
   return status;
 }
 
+std::int64_t most_q_blocks(const Problem& problem) {
+  const SequenceLayout& layout = problem.sequences;
+  const std::int64_t bound = layout.num_sequences * problem.q_blocks;
+  if (!layout.packed) return bound;
+  const std::int64_t rows = problem.q.shape[0] * problem.q.shape[1];
+  return std::min(bound, rows / BlockShape{}.q + 2 * layout.num_sequences);
+}
+
 Form form_of(const Problem& problem) {
   switch (problem.policy.kind) {
     case PolicyKind::kThreshold:

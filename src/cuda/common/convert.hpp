@@ -23,6 +23,10 @@ Status check_pointers(const Problem& problem, const AttentionParams& checked = {
 // "dense 128x64x128": the form of a kernel and its tile, for AttentionPlan::kernel.
 std::string kernel_text(const Problem& problem);
 
+// The query blocks of all sequences, or where lengths are on the device a bound: in a packed batch a
+// sequence of n rows touches at most n / 128 + 2.
+std::int64_t most_q_blocks(const Problem& problem);
+
 // Which form of a kernel serves the problem.
 Form form_of(const Problem& problem);
 

@@ -98,7 +98,9 @@ constexpr int kTailBlocks = 64;  // tails are short: most of these find nothing 
 // Rows after the last sequence of a packed call. One warp for each (row, head) at a time.
 __global__ void clear_tail_kernel(const __grid_constant__ PrepareParams params) {
   const KernelParams& p = params.kernel;
-  const std::int64_t begin = p.sequences.cu_seqlens_q[p.sequences.num_sequences];
+  // Below 0 it is an error of the caller's, but nothing is written outside the tensors.
+  const std::int64_t last = p.sequences.cu_seqlens_q[p.sequences.num_sequences];
+  const std::int64_t begin = last > 0 ? last : 0;
   const std::int64_t count = (params.packed_rows - begin) * p.num_heads_q;
   for (std::int64_t i = blockIdx.x * (kThreads / 32) + threadIdx.x / 32; i < count;
        i += kTailBlocks * (kThreads / 32)) {

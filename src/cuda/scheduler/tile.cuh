@@ -36,11 +36,9 @@ __host__ __device__ inline int total_tiles(const KernelParams& p) {
   return total_tiles(p.sequences, p);
 }
 
-// Tile `index` of the launch, in the order of tile_place, or sequence < 0 if that query block has
-// no rows.
+// The tile of a query block, or sequence < 0 if that has no rows.
 template <bool kGated>
-__device__ inline Tile tile_at(const KernelParams& p, int index) {
-  const TilePlace place = tile_place(p.sequences, p, index);
+__device__ inline Tile tile_of(const KernelParams& p, const TilePlace& place) {
   Tile t;
   t.sequence = place.sequence;
   t.head = place.head;
@@ -81,6 +79,12 @@ __device__ inline Tile tile_at(const KernelParams& p, int index) {
     t.threshold = 0;
   }
   return t;
+}
+
+// Tile `index` of the launch, in the order of tile_place.
+template <bool kGated>
+__device__ inline Tile tile_at(const KernelParams& p, int index) {
+  return tile_of<kGated>(p, tile_place(p.sequences, p, index));
 }
 
 }  // namespace bsfa::cuda

@@ -93,13 +93,20 @@ Status run_planned(const Problem& problem, Stages stages, const DeviceFacts& fac
                  operand(problem.k),
                  operand(problem.v),
                  rows_start_on_16_bytes(problem.out),
+                 false,
                  stages,
                  kernel_params(problem, facts)};
   args.params.tile_counter = nullptr;  // tiles are handed out by the card, as CTAs
   const auto stream = static_cast<cudaStream_t>(problem.stream);
   BSFA_RETURN_IF_ERROR(prepare(prepare_params(problem, args.params), stream));
-  const auto num_tiles =
-      static_cast<int>(problem.sequences.num_sequences * problem.num_heads_q * problem.q_blocks);
+  const std::int64_t num_sequences = problem.sequences.num_sequences;
+  std::int64_t q_blocks = num_sequences * problem.q_blocks;
+  const std::int64_t most = most_q_blocks(problem);
+  // To find the tiles that exist takes a look at the sequences, and goes without the order that keeps
+  // keys in the L2: worth it where the bound of the lengths says little.
+  args.few_tiles = q_blocks > 2 * most;
+  if (args.few_tiles) q_blocks = most;
+  const auto num_tiles = static_cast<int>(q_blocks * problem.num_heads_q);
   if (num_tiles == 0) return {};
   const bool vectors = rows_start_on_16_bytes(problem.q) && rows_start_on_16_bytes(problem.k) &&
                        rows_start_on_16_bytes(problem.v);

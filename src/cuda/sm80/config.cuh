@@ -98,6 +98,7 @@ struct Operand {
 struct Arguments {
   Operand q, k, v;
   bool out_vectors;
+  bool few_tiles;  // CTAs are for tiles that exist, see existing_place(); else for all of tile_place
   Stages stages;
   KernelParams params;
 };

@@ -122,10 +122,53 @@ __device__ inline void take_part(const SequenceLayout& sequences, int part, Tile
   }
 }
 
+// The place of the index-th tile that exists, sequence by sequence, in each the longest rows first and
+// the heads of a query block beside each other; sequence < 0 if there are fewer. For one warp.
+__device__ inline TilePlace existing_place(const KernelParams& p, int index) {
+  const int lane = threadIdx.x % 32;
+  const int rank = index / p.num_heads_q;  // among the query blocks of all sequences
+  TilePlace place{};
+  place.sequence = -1;
+  place.head = index - rank * p.num_heads_q;
+  place.kv_head = place.head / p.group;
+  const int num_sequences = static_cast<int>(p.sequences.num_sequences);
+  int before = 0;
+  for (int first = 0; first < num_sequences; first += 32) {
+    const int blocks =
+        first + lane < num_sequences ? sequence_q_blocks(p.sequences, p, first + lane) : 0;
+    int end = blocks;  // of this sequence and those before it
+#pragma unroll
+    for (int step = 1; step < 32; step *= 2) {
+      const int other = __shfl_up_sync(0xffffffffu, end, step);
+      if (lane >= step) end += other;
+    }
+    const int all = __shfl_sync(0xffffffffu, end, 31);
+    if (rank < before + all) {
+      const int owner = __ffs(__ballot_sync(0xffffffffu, rank < before + end)) - 1;
+      place.sequence = first + owner;
+      place.q_block = before + __shfl_sync(0xffffffffu, end, owner) - 1 - rank;
+      return place;
+    }
+    before += all;
+  }
+  return place;
+}
+
+// For one warp.
 template <typename C>
 __device__ inline void describe_work(const Arguments& args, Work* work) {
   const SequenceLayout& sequences = args.params.sequences;
-  Tile tile = tile_at<C::kForm == Form::kGated>(args.params, blockIdx.x / C::kParts);
+  constexpr bool kGated = C::kForm == Form::kGated;
+  const int index = blockIdx.x / C::kParts;
+  Tile tile;
+  if (args.few_tiles) {
+    const TilePlace place = existing_place(args.params, index);
+    tile.sequence = -1;
+    if (place.sequence >= 0) tile = tile_of<kGated>(args.params, place);
+  } else {
+    tile = tile_at<kGated>(args.params, index);
+  }
+  if (threadIdx.x != 0) return;
   // The later rows first: they see more.
   if (C::kParts > 1 && tile.sequence >= 0) {
     take_part<C>(sequences, C::kParts - 1 - blockIdx.x % C::kParts, &tile);
@@ -338,7 +381,7 @@ __global__ void __launch_bounds__(C::kThreads, C::kMinBlocks)
     attention_kernel(const __grid_constant__ Arguments args) {
   extern __shared__ __align__(128) std::uint8_t shared[];
   __shared__ Work work;
-  if (threadIdx.x == 0) describe_work<C>(args, &work);
+  if (threadIdx.x < 32) describe_work<C>(args, &work);
   __syncthreads();
   if (work.tile.sequence < 0) return;
   Pass<kVectors, T, C> pass(args, work, shared_address(shared));

@@ -67,15 +67,9 @@ Status check_operands(const Problem& problem) {
   return check_pointers(problem);
 }
 
-// The tiles of a call, or where lengths are on the device a bound: in a packed batch a sequence of
-// n rows touches at most n / 128 + 2 query blocks.
+// The tiles of a call, or a bound.
 std::int64_t most_tiles(const Problem& problem) {
-  std::int64_t q_blocks = problem.sequences.num_sequences * problem.q_blocks;
-  if (problem.sequences.packed) {
-    const std::int64_t rows = problem.q.shape[0] * problem.q.shape[1];
-    q_blocks = std::min(q_blocks, rows / kBlockM + 2 * problem.sequences.num_sequences);
-  }
-  return q_blocks * problem.num_heads_q;
+  return most_q_blocks(problem) * problem.num_heads_q;
 }
 
 template <typename T, int kHeadDim>

@@ -224,6 +224,38 @@ BSFA_API bsfa_status bsfa_plan_attention(const bsfa_attention_params* params,
                                          bsfa_attention_plan* plan);
 BSFA_API bsfa_status bsfa_attention_forward(const bsfa_attention_params* params);
 
+/* The sampled selector, which makes lists for a call to come; see selection.hpp. */
+typedef struct bsfa_select_blocks_params {
+  size_t struct_size;
+  /* q, k, who sees what and where it runs, with its workspace; the rest is not looked at. */
+  const bsfa_attention_params* call;
+  int64_t rows;           /* 8, 16, 32 or 64; 0: 32 */
+  float coverage;         /* above 0, up to 1; 0: 0.98 */
+  float floor;            /* above 0, up to 1; 0: 0.003 */
+  int64_t sink_blocks;    /* 0: 1; -1: none */
+  int64_t local_blocks;   /* 0: 2; -1: none */
+  int32_t previous;       /* 0 or 1 */
+  float max_left_out;     /* above 0, up to 1; 0: no bound */
+  int32_t* indices;       /* [batch, num_heads_q, q_blocks, stride] */
+  int32_t* counts;        /* [batch, num_heads_q, q_blocks] */
+  int64_t stride;         /* kv_blocks of the plan, or a budget */
+  bsfa_f32_view left_out; /* [batch, num_heads_q, q_blocks] */
+} bsfa_select_blocks_params;
+
+typedef struct bsfa_selection_plan {
+  size_t struct_size;
+  size_t workspace_bytes;
+  int64_t q_blocks;
+  int64_t kv_blocks;
+  char backend[32]; /* names are cut to fit */
+  char kernel[64];
+} bsfa_selection_plan;
+
+/* As bsfa_plan_attention. */
+BSFA_API bsfa_status bsfa_plan_selection(const bsfa_select_blocks_params* params,
+                                         bsfa_selection_plan* plan);
+BSFA_API bsfa_status bsfa_select_blocks(const bsfa_select_blocks_params* params);
+
 /* A call that is planned once and run many times: PreparedAttention of attention.hpp, which says
  * what may differ between runs (pointers, stream, threads, workspace) and what is checked. Several
  * threads may run one at a time. */

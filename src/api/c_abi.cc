@@ -4,6 +4,7 @@
 
 #include "bsfa/backends.hpp"
 #include "bsfa/limits.hpp"
+#include "bsfa/selection.hpp"
 #include "bsfa/text.hpp"
 
 namespace bsfa::c_abi {
@@ -36,6 +37,8 @@ static_assert(std::is_same_v<Executor::Body, bsfa_task>);
 
 constexpr std::size_t kParamsV1 = BSFA_FIRST_VERSION(bsfa_attention_params, workspace_bytes);
 constexpr std::size_t kPlanV1 = BSFA_FIRST_VERSION(bsfa_attention_plan, compute);
+constexpr std::size_t kSelectBlocksV1 = BSFA_FIRST_VERSION(bsfa_select_blocks_params, left_out);
+constexpr std::size_t kSelectionPlanV1 = BSFA_FIRST_VERSION(bsfa_selection_plan, kernel);
 constexpr std::size_t kBackendV1 = BSFA_FIRST_VERSION(bsfa_backend_info, description);
 constexpr std::size_t kExecutorV1 = BSFA_FIRST_VERSION(bsfa_executor, parallel_for);
 
@@ -106,6 +109,32 @@ AttentionParams attention_params(const bsfa_attention_params& from, const Caller
   params.executor = threads.get();
   params.workspace = from.workspace;
   params.workspace_bytes = from.workspace_bytes;
+  return params;
+}
+
+// A number of blocks of which 0 means the default and -1 none.
+std::int64_t blocks_or(std::int64_t given, std::int64_t usual) {
+  if (given == -1) return 0;
+  return given != 0 ? given : usual;
+}
+
+SelectBlocksParams select_blocks_params(const bsfa_select_blocks_params& from,
+                                        const bsfa_attention_params& call,
+                                        const CallerThreads& threads) {
+  SelectBlocksParams params;
+  params.call = attention_params(call, threads);
+  SampledSelector& selector = params.selector;
+  if (from.rows != 0) selector.rows = from.rows;
+  if (from.coverage != 0) selector.coverage = from.coverage;
+  if (from.floor != 0) selector.floor = from.floor;
+  selector.sink_blocks = blocks_or(from.sink_blocks, selector.sink_blocks);
+  selector.local_blocks = blocks_or(from.local_blocks, selector.local_blocks);
+  selector.previous = from.previous != 0;
+  if (from.max_left_out != 0) selector.max_left_out = from.max_left_out;
+  params.indices = from.indices;
+  params.counts = from.counts;
+  params.stride = from.stride;
+  params.left_out = strided_view<float, 3>(from.left_out);
   return params;
 }
 
@@ -184,6 +213,35 @@ bsfa_status bsfa_attention_forward(const bsfa_attention_params* params) {
     const bsfa_attention_params known = read_struct("params", params, kParamsV1);
     const CallerThreads threads(known.thread_pool, known.executor);
     attention_forward(attention_params(known, threads));
+  });
+}
+
+bsfa_status bsfa_plan_selection(const bsfa_select_blocks_params* params,
+                                bsfa_selection_plan* plan) {
+  return guarded([&] {
+    const bsfa_select_blocks_params known = read_struct("params", params, kSelectBlocksV1);
+    const bsfa_attention_params call = read_struct("params->call", known.call, kParamsV1);
+    check_struct_size<bsfa_selection_plan>("plan", required("plan", plan)->struct_size,
+                                           kSelectionPlanV1);
+    const CallerThreads threads(call.thread_pool, call.executor);
+    const SelectionPlan planned = plan_selection(select_blocks_params(known, call, threads));
+    bsfa_selection_plan result{};
+    result.workspace_bytes = planned.workspace_bytes;
+    result.q_blocks = planned.q_blocks;
+    result.kv_blocks = planned.kv_blocks;
+    copy_text(planned.backend, result.backend);
+    copy_text(planned.kernel, result.kernel);
+    write_struct("plan", result, plan, kSelectionPlanV1);
+    if (!planned.status.ok()) throw Error(planned.status);
+  });
+}
+
+bsfa_status bsfa_select_blocks(const bsfa_select_blocks_params* params) {
+  return guarded([&] {
+    const bsfa_select_blocks_params known = read_struct("params", params, kSelectBlocksV1);
+    const bsfa_attention_params call = read_struct("params->call", known.call, kParamsV1);
+    const CallerThreads threads(call.thread_pool, call.executor);
+    select_blocks(select_blocks_params(known, call, threads));
   });
 }
 

@@ -130,7 +130,9 @@ def main():
         contestants.append(torch_contestant(name, lib, handle, heads, kv_heads, dim, args.tokens))
     for c in contestants:
         if not c["error"] < 0.03:
-            sys.exit(f"{c['name']}: relative error {c['error']} on the sampled rows; nothing is timed")
+            sys.exit(
+                f"{c['name']}: relative error {c['error']} on the sampled rows; nothing is timed"
+            )
         c["seconds"] = []
     for _ in range(args.rounds):
         for c in contestants:
@@ -161,8 +163,10 @@ def main():
         "contestants": {},
         "ratios": {},
     }
-    print(f"causal {args.shape}, {args.tokens} tokens, {args.threads} thread(s), "
-          f"peak of one core {peak:.0f} GFLOP/s")
+    print(
+        f"causal {args.shape}, {args.tokens} tokens, {args.threads} thread(s), "
+        f"peak of one core {peak:.0f} GFLOP/s"
+    )
     for c in contestants:
         s = c["seconds"]
         rate = flops / times[c["name"]] * 1e-9
@@ -175,8 +179,10 @@ def main():
             "relative_error": float(f"{c['error']:.2e}"),
             "density": round(c["density"], 4),
         }
-        print(f"  {c['name']:22s} {times[c['name']] * 1e3:9.2f} ms [{min(s) * 1e3:.2f}, "
-              f"{max(s) * 1e3:.2f}] {rate:7.1f} GFLOP/s  error {c['error']:.1e}")
+        print(
+            f"  {c['name']:22s} {times[c['name']] * 1e3:9.2f} ms [{min(s) * 1e3:.2f}, "
+            f"{max(s) * 1e3:.2f}] {rate:7.1f} GFLOP/s  error {c['error']:.1e}"
+        )
     pairs = [
         ("bsfa bf16", "torch bf16"),
         ("bsfa f32", "torch f32"),

@@ -12,12 +12,16 @@ import sys
 
 def add_dirty(parser):
     """The option --dirty of every writer."""
-    parser.add_argument("--dirty", action="store_true",
-                        help="also from a tree with changes: the results say \"dirty\"")
+    parser.add_argument(
+        "--dirty",
+        action="store_true",
+        help='also from a tree with changes: the results say "dirty"',
+    )
 
 
 def state_of(path):
     """(commit, whether files of it are changed) of the tree around a file; ("", False): no clone."""
+
     def git(*arguments):
         command = ["git", "-C", str(pathlib.Path(path).resolve().parent), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
@@ -44,11 +48,15 @@ def record(script, dirty, **built):
         wrong.append(f"the tree has changes that commit {commit[:12]} does not name")
     for name, (of, with_changes) in built.items():
         if of != commit:
-            wrong.append(f"the {name} was built from {'commit ' + of[:12] if of else 'no clone'}, "
-                         f"not from {commit[:12] or 'this tree'}")
+            wrong.append(
+                f"the {name} was built from {'commit ' + of[:12] if of else 'no clone'}, "
+                f"not from {commit[:12] or 'this tree'}"
+            )
         elif with_changes:
             wrong.append(f"the {name} was built from a tree with changes")
     if wrong and not dirty:
-        sys.exit(f"{pathlib.Path(script).name}: {'; '.join(wrong)}. Commit and build again, or give "
-                 "--dirty, which marks the results")
+        sys.exit(
+            f"{pathlib.Path(script).name}: {'; '.join(wrong)}. Commit and build again, or give "
+            "--dirty, which marks the results"
+        )
     return {"commit": commit, **({"dirty": True} if wrong else {})}

@@ -15,8 +15,20 @@ import json
 import time
 
 import torch
-from bsfa_bench import (add_dirty, check_kept, cudnn, driver, interleaved, make_call, make_select,
-                        median, random_data, source, structured_data, tflops)
+from bsfa_bench import (
+    add_dirty,
+    check_kept,
+    cudnn,
+    driver,
+    interleaved,
+    make_call,
+    make_select,
+    median,
+    random_data,
+    source,
+    structured_data,
+    tflops,
+)
 
 HEADS_Q, HEADS_KV = 32, 8
 BUDGETS = [32, 64, 96, 128, 192, 256, 384, 512, 768, 1024]
@@ -36,7 +48,8 @@ def thresholds_for(density, block_max):
 
 def measure(n, dim, dtype, data, densities, samples):
     q, k, v = (structured_data if data == "structured" else random_data)(
-        n, HEADS_Q, HEADS_KV, dim, dtype)
+        n, HEADS_Q, HEADS_KV, dim, dtype
+    )
     out, gated_out, cal_out = (torch.full_like(q, float("nan")) for _ in range(3))
     q_blocks, kv_blocks = (n + 127) // 128, (n + 63) // 64
     block_max = torch.empty(HEADS_Q, q_blocks, kv_blocks, device="cuda")
@@ -48,8 +61,11 @@ def measure(n, dim, dtype, data, densities, samples):
         calibrate()
         select()
 
-    contenders = {"cudnn": cudnn(q, k, v), "dense": make_call(q, k, v, out),
-                  "calibrating": calibrate_and_select}
+    contenders = {
+        "cudnn": cudnn(q, k, v),
+        "dense": make_call(q, k, v, out),
+        "calibrating": calibrate_and_select,
+    }
     reference = contenders["cudnn"]().transpose(1, 2)
     contenders["dense"]()
     calibrate_and_select()
@@ -66,8 +82,9 @@ def measure(n, dim, dtype, data, densities, samples):
     for density in densities:
         name = f"gated {density:g}"
         thresholds = thresholds_for(density, block_max)
-        contenders[name] = make_call(q, k, v, gated_out, thresholds=thresholds, kept_blocks=kept,
-                                     visible_blocks=visible)
+        contenders[name] = make_call(
+            q, k, v, gated_out, thresholds=thresholds, kept_blocks=kept, visible_blocks=visible
+        )
         contenders[name]()
         torch.cuda.synchronize()
         assert torch.isfinite(gated_out).all()
@@ -83,24 +100,36 @@ def measure(n, dim, dtype, data, densities, samples):
     rows = {}
     for name, values in times.items():
         ms = median(values)
-        row = {"ms": ms, "spread": (max(values) - min(values)) / ms,
-               "tflops_dense_equivalent": tflops(n, HEADS_Q, dim, ms),
-               "over_cudnn": median(times["cudnn"]) / ms, "over_dense": dense_ms / ms}
+        row = {
+            "ms": ms,
+            "spread": (max(values) - min(values)) / ms,
+            "tflops_dense_equivalent": tflops(n, HEADS_Q, dim, ms),
+            "over_cudnn": median(times["cudnn"]) / ms,
+            "over_dense": dense_ms / ms,
+        }
         if name in measured:
             row["density"] = measured[name]
             row["density_of_heads"] = per_head[name]
             row["share_of_limit"] = dense_ms / ms / (2 / (1 + measured[name]))
         rows[name] = row
-    return {"seqlen": n, "head_dim": dim, "dtype": str(dtype).split(".")[1], "data": data,
-            "error_against_cudnn": error, "contenders": rows}
+    return {
+        "seqlen": n,
+        "head_dim": dim,
+        "dtype": str(dtype).split(".")[1],
+        "data": data,
+        "error_against_cudnn": error,
+        "contenders": rows,
+    }
 
 
 def sustained(n, dim, dtype, seconds=3.0):
     """TFLOP/s of each in an uninterrupted loop."""
     q, k, v = random_data(n, HEADS_Q, HEADS_KV, dim, dtype)
     result = {}
-    for name, run in {"cudnn": cudnn(q, k, v),
-                      "dense": make_call(q, k, v, torch.empty_like(q))}.items():
+    for name, run in {
+        "cudnn": cudnn(q, k, v),
+        "dense": make_call(q, k, v, torch.empty_like(q)),
+    }.items():
         run()
         torch.cuda.synchronize()
         start = time.monotonic()
@@ -111,48 +140,64 @@ def sustained(n, dim, dtype, seconds=3.0):
             calls += 4
             torch.cuda.synchronize()
         result[name] = tflops(n, HEADS_Q, dim, (time.monotonic() - start) * 1e3 / calls)
-    return {"seqlen": n, "head_dim": dim, "dtype": str(dtype).split(".")[1], "tflops": result,
-            "over_cudnn": result["dense"] / result["cudnn"]}
+    return {
+        "seqlen": n,
+        "head_dim": dim,
+        "dtype": str(dtype).split(".")[1],
+        "tflops": result,
+        "over_cudnn": result["dense"] / result["cudnn"],
+    }
 
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", required=True)
     parser.add_argument("--samples", type=int, default=7)
-    parser.add_argument("--cases", default="128:bfloat16:random:8192,16384,32768,65536,131072;"
-                        "128:float16:random:8192,32768;64:bfloat16:random:8192,16384,32768;"
-                        "128:bfloat16:structured:8192,32768")
+    parser.add_argument(
+        "--cases",
+        default="128:bfloat16:random:8192,16384,32768,65536,131072;"
+        "128:float16:random:8192,32768;64:bfloat16:random:8192,16384,32768;"
+        "128:bfloat16:structured:8192,32768",
+    )
     add_dirty(parser)
     args = parser.parse_args()
     made_from = source(__file__, args.dirty)
     report = {
-        **made_from, "card": torch.cuda.get_device_name(), "driver": driver(), "torch": torch.__version__,
-        "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(),
-        "date": datetime.date.today().isoformat(), "samples": args.samples,
+        **made_from,
+        "card": torch.cuda.get_device_name(),
+        "driver": driver(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "date": datetime.date.today().isoformat(),
+        "samples": args.samples,
         "protocol": "contenders in rotating order in one process; a sample is the larger of one "
-                    "call and 12 ms of calls; median and spread; causal, batch 1, 32 query and 8 "
-                    "key/value heads; the calibrating time includes the order statistics of ten "
-                    "budgets, the gated times the counts",
-        "results": [], "sustained": [],
+        "call and 12 ms of calls; median and spread; causal, batch 1, 32 query and 8 "
+        "key/value heads; the calibrating time includes the order statistics of ten "
+        "budgets, the gated times the counts",
+        "results": [],
+        "sustained": [],
     }
     for case in args.cases.split(";"):
         dim, dtype, data, sizes = case.split(":")
         for n in map(int, sizes.split(",")):
-            result = measure(n, int(dim), getattr(torch, dtype), data, (1.0, 0.5, 0.24, 0.1, 0.0),
-                             args.samples)
+            result = measure(
+                n, int(dim), getattr(torch, dtype), data, (1.0, 0.5, 0.24, 0.1, 0.0), args.samples
+            )
             report["results"].append(result)
             line = f"d{dim} {dtype[:4]} {data[:6]} {n:6d}"
             for name, row in result["contenders"].items():
                 if name == "cudnn":
                     line += f" | cudnn {row['tflops_dense_equivalent']:.0f}"
                 elif name == "dense":
-                    line += (f" | dense {row['tflops_dense_equivalent']:.0f} "
-                             f"{row['over_cudnn']:.3f}")
+                    line += f" | dense {row['tflops_dense_equivalent']:.0f} {row['over_cudnn']:.3f}"
                 elif name == "calibrating":
                     line += f" | cal {1 / row['over_dense']:.3f}"
                 else:
-                    line += (f" | {row['density']:.3f} {row['over_dense']:.3f} "
-                             f"({row['share_of_limit']:.3f})")
+                    line += (
+                        f" | {row['density']:.3f} {row['over_dense']:.3f} "
+                        f"({row['share_of_limit']:.3f})"
+                    )
             print(line, flush=True)
             with open(args.out, "w") as file:
                 json.dump(report, file, indent=1)

@@ -13,9 +13,22 @@ import bsfa
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from source_tree import add_dirty, record  # noqa: E402
 
-__all__ = ["add_dirty", "check_kept", "cudnn", "driver", "flash2", "interleaved", "make_call",
-           "make_select", "median", "random_data", "source", "structured_data", "tflops",
-           "use_backend"]
+__all__ = [
+    "add_dirty",
+    "check_kept",
+    "cudnn",
+    "driver",
+    "flash2",
+    "interleaved",
+    "make_call",
+    "make_select",
+    "median",
+    "random_data",
+    "source",
+    "structured_data",
+    "tflops",
+    "use_backend",
+]
 
 _workspace = None
 _backend = ""
@@ -46,8 +59,13 @@ def make_call(q, k, v, out, causal=True, **optional):
     for name in ("lse", "kept_blocks", "visible_blocks", "block_max"):
         if name in optional:
             optional[name] = optional[name].unsqueeze(0)
-    arguments = {"causal": causal, "backend": _backend, "workspace": _workspace, **optional,
-                 "stream": torch.cuda.current_stream().cuda_stream}
+    arguments = {
+        "causal": causal,
+        "backend": _backend,
+        "workspace": _workspace,
+        **optional,
+        "stream": torch.cuda.current_stream().cuda_stream,
+    }
 
     def run():
         bsfa.attention_forward(q, k, v, out, **arguments)
@@ -67,7 +85,8 @@ def make_select(block_max, thresholds, budgets):
 def random_data(n, heads_q, heads_kv, dim, dtype, seed=0):
     generator = torch.Generator("cuda").manual_seed(seed)
     shape = lambda heads: torch.randn(  # noqa: E731
-        1, n, heads, dim, device="cuda", generator=generator).to(dtype)
+        1, n, heads, dim, device="cuda", generator=generator
+    ).to(dtype)
     return shape(heads_q), shape(heads_kv), shape(heads_kv)
 
 
@@ -153,7 +172,8 @@ def cudnn(q, k, v, causal=True):
     def run():
         with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
             return torch.nn.functional.scaled_dot_product_attention(
-                a, b, c, is_causal=causal, enable_gqa=a.shape[1] != b.shape[1])
+                a, b, c, is_causal=causal, enable_gqa=a.shape[1] != b.shape[1]
+            )
 
     return run
 
@@ -166,6 +186,7 @@ def flash2(q, k, v, causal=True):
     def run():
         with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
             return torch.nn.functional.scaled_dot_product_attention(
-                a, b, c, is_causal=causal, enable_gqa=a.shape[1] != b.shape[1])
+                a, b, c, is_causal=causal, enable_gqa=a.shape[1] != b.shape[1]
+            )
 
     return run

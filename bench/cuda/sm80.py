@@ -52,13 +52,17 @@ def run_case(n, dim, dtype):
     tables.append(torch.full_like(tables[0], math.inf))
     names = ["gated, all kept"] + [f"gated, {x}" for x in DENSITIES] + ["gated, diagonal"]
     gated = {
-        name: bench.make_call(q, k, v, out, thresholds=table, kept_blocks=kept,
-                              visible_blocks=visible)
+        name: bench.make_call(
+            q, k, v, out, thresholds=table, kept_blocks=kept, visible_blocks=visible
+        )
         for name, table in zip(names, tables)
     }
     reference = flash2().transpose(1, 2).float()
-    for name, run in {"dense": dense, "calibrating": calibrating,
-                      names[0]: gated[names[0]]}.items():
+    for name, run in {
+        "dense": dense,
+        "calibrating": calibrating,
+        names[0]: gated[names[0]],
+    }.items():
         out.fill_(math.nan)
         run()
         error = ((out.float() - reference).norm() / reference.norm()).item()
@@ -70,26 +74,37 @@ def run_case(n, dim, dtype):
         bench.check_kept(kept, visible, block_max, table)
         density[name] = (kept.sum() / visible.sum()).item()
 
-    times = bench.interleaved({"FlashAttention-2": flash2, "dense": dense, "calibrating": calibrating, **gated})
+    times = bench.interleaved(
+        {"FlashAttention-2": flash2, "dense": dense, "calibrating": calibrating, **gated}
+    )
     median = {name: statistics.median(samples) for name, samples in times.items()}
     flops = 2 * n * n * dim * HEADS_Q
     kind = str(dtype).removeprefix("torch.")
     print(f"{n} tokens, head_dim {dim}, {kind}", flush=True)
     for name, ms in median.items():
         spread = (max(times[name]) - min(times[name])) / ms
-        line = (f"  {name:17} {ms:9.3f} ms  +-{100 * spread:2.0f} %  {flops / ms / 1e9:4.0f} TFLOP/s"
-                f"  x FlashAttention-2 {median['FlashAttention-2'] / ms:.3f}")
+        line = (
+            f"  {name:17} {ms:9.3f} ms  +-{100 * spread:2.0f} %  {flops / ms / 1e9:4.0f} TFLOP/s"
+            f"  x FlashAttention-2 {median['FlashAttention-2'] / ms:.3f}"
+        )
         if name in density:
             share = median["dense"] / ms * (1 + density[name]) / 2
             line += f"  density {density[name]:.3f}, of the limit over dense {share:.3f}"
         print(line, flush=True)
-    return {"tokens": n, "head_dim": dim, "dtype": kind, "ms": times, "median_ms": median,
-            "density": density}
+    return {
+        "tokens": n,
+        "head_dim": dim,
+        "dtype": kind,
+        "ms": times,
+        "median_ms": median,
+        "density": density,
+    }
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("case", nargs="+", help="K tokens,head_dim,bf16|fp16")
     parser.add_argument("--out", help="results as JSON")
     bench.add_dirty(parser)
@@ -99,21 +114,28 @@ def main():
     results = []
     for case in arguments.case:
         tokens, dim, dtype = case.split(",")
-        results.append(run_case(1024 * int(tokens), int(dim),
-                                {"bf16": torch.bfloat16, "fp16": torch.float16}[dtype]))
+        results.append(
+            run_case(
+                1024 * int(tokens), int(dim), {"bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
+            )
+        )
         torch.cuda.empty_cache()
     if arguments.out:
         with open(arguments.out, "w", encoding="utf-8") as file:
-            json.dump({
-                **made_from,
-                "date": datetime.date.today().isoformat(),
-                "device": torch.cuda.get_device_name(),
-                "driver": bench.driver(),
-                "torch": torch.__version__,
-                "cuda": torch.version.cuda,
-                "protocol": "samples of the larger of one call and 12 ms, 7 rounds in rotating order",
-                "results": results,
-            }, file, indent=1)
+            json.dump(
+                {
+                    **made_from,
+                    "date": datetime.date.today().isoformat(),
+                    "device": torch.cuda.get_device_name(),
+                    "driver": bench.driver(),
+                    "torch": torch.__version__,
+                    "cuda": torch.version.cuda,
+                    "protocol": "samples of the larger of one call and 12 ms, 7 rounds in rotating order",
+                    "results": results,
+                },
+                file,
+                indent=1,
+            )
 
 
 if __name__ == "__main__":

@@ -326,7 +326,10 @@ def test_threshold_files_say_what_they_were_calibrated_on(tmp_path: Path) -> Non
         ({"tasks": []}, "tasks is empty; accepted: niah_single_1"),
         ({"lengths": [320, 2049]}, r"length is 2049; .* holds 2048"),
         ({"lengths": [40]}, r"length 40 of task niah_single_1 .* needs"),
-        ({"modes": ["sparse"]}, r"'sparse'; accepted: stock, dense, threshold, sliding_window"),
+        (
+            {"modes": ["sparse"]},
+            r"'sparse'; accepted: stock, dense, threshold, coverage, sliding_window",
+        ),
         ({"budgets": []}, "budgets is empty; mode threshold needs"),
         ({"modes": ["threshold"], "skip_uninformative": True}, "needs the mode dense"),
         ({"tasks": ["cwe"]}, "task cwe needs a text"),

@@ -163,3 +163,15 @@ def test_names_as_long_as_can_be(tmp_path: Path) -> None:
 def test_a_folder_that_may_not_be_written_to(tmp_path: Path) -> None:
     with pytest.raises(bsfa.FileError, match=r"cannot be opened: No such file"):
         Lock(tmp_path / "none" / "r.jsonl")
+
+
+def test_a_file_that_cannot_be_added_to_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(bsfa.FileError, match="folder: cannot be written: Is a directory"):
+        Writer(tmp_path / "folder")
+    assert [file.name for file in tmp_path.iterdir()] == ["folder"]  # no lock is left
+    if os.geteuid() != 0:
+        results.create(tmp_path / "r.jsonl", header())
+        (tmp_path / "r.jsonl").chmod(0o400)
+        with pytest.raises(bsfa.FileError, match="Permission denied"):
+            Writer(tmp_path / "r.jsonl")

@@ -407,6 +407,12 @@ class Writer:
         """Takes the file, which need not be there yet."""
         self.path = os.fspath(path)
         self._lock = Lock(self.path)
+        try:
+            if os.path.exists(self.path):  # hours before the first record, not at it
+                open(self.path, "r+b").close()
+        except OSError as error:
+            self.release()
+            raise self._failed(error) from error
 
     def __enter__(self) -> Writer:
         """The writer itself."""

@@ -86,7 +86,7 @@ def put(lines: list[str], kind: str, path: list[Any], value: Any, to: Path) -> P
         ("point", ["prompts", 0, "id"], "HUGE", "holds a number of 5000 digits; expected finite"),
         ("point", ["length"], "HUGE", "holds a number of 5000 digits; expected finite"),
         ("point", ["length"], 0, "point.length is 0; expected 1 to"),
-        ("point", ["budget"], -4, "point.budget is -4; expected 1 to"),
+        ("point", ["budget"], -4, "point.budget is -4; expected a number above 0"),
         ("point", ["density", "measured"], 2, "point.density.measured is 2.0; expected 0 to 1"),
         ("point", ["density_by_head"], [[0.5], [0.5, 1]], "density_by_head has rows of several"),
         ("point", ["ttft_s", 0], -1, "point.ttft_s[0] is -1.0; expected 0 to"),
@@ -250,7 +250,7 @@ def test_mutated_files_make_a_report_or_a_message(
 ) -> None:
     monkeypatch.setattr(plots, "render", draw_only)
     written, refused = attack(lines, tmp_path, range(60))
-    assert written > 5
+    assert written > 2
     assert refused > 20
 
 

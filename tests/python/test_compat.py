@@ -314,6 +314,8 @@ def test_padding_and_back() -> None:
     assert longest == 7
     assert used.tolist() == [3, 0, 7]
     padded = bert_padding.pad_input(tokens, indices, 3, 7)
+    # Some callers have their indices in int32.
+    assert torch.equal(bert_padding.pad_input(tokens, indices.int(), 3, 7), padded)
     assert torch.equal(padded, states * mask[:, :, None, None])
     padded.sum().backward()
     assert torch.equal(states.grad, mask[:, :, None, None].expand_as(states).float())

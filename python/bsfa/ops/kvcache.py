@@ -281,8 +281,8 @@ def _attend(call: CacheCall, batch: int, scores: Scores, own: dict[str, Any], dr
     k, v = call.k_cache, call.v_cache
     if call.cache_batch_idx is None:
         k, v = k[:batch], v[:batch]
-    elif dry:  # the shapes alone are looked at
-        k, v = (cache[:1].expand(batch, -1, -1, -1) for cache in (k, v))
+    elif dry:  # of the copies that will be made, only shapes and strides are looked at
+        k, v = (cache.new_empty((batch, *cache.shape[1:])) for cache in (k, v))
     else:
         k, v = (cache.index_select(0, call.cache_batch_idx) for cache in (k, v))
     used: Any = call.cache_seqlens

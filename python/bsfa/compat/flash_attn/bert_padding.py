@@ -19,7 +19,7 @@ def index_first_axis(input: Tensor, indices: Tensor) -> Tensor:
 def index_put_first_axis(values: Tensor, indices: Tensor, first_axis_dim: int) -> Tensor:
     """The reverse: values at `indices` of an axis of `first_axis_dim` entries, 0 elsewhere."""
     room = values.new_zeros((first_axis_dim, *values.shape[1:]))
-    return room.index_copy(0, indices, values)
+    return room.index_copy(0, indices.long(), values)
 
 
 def unpad_input(

@@ -8,6 +8,7 @@ from typing import Any
 from bsfa.cli.common import add_json
 from bsfa.cli.output import print_json, say
 from bsfa.eval import report
+from bsfa.policies import ATTENTIONS
 from bsfa.text import path_text, printable
 
 
@@ -34,9 +35,12 @@ def run(options: argparse.Namespace) -> None:
     figures = f"{summary['figures']} figures beside it in {report.FIGURES}/"
     say(f"{path_text(summary['page'])} ({figures})")
     for target in summary["targets"]:
-        found = "no budget that was run"
+        found = "no setting that was run"
         if target["budget"] is not None:
-            found = f"budget {target['budget']}, density {target['density']:.3f}"
+            policy = ATTENTIONS.get(target["mode"])
+            setting = "budget" if policy is None else policy.setting
+            named = "" if setting == target["mode"] else f"{setting} "
+            found = f"{named}{target['budget']}, density {target['density']:.3f}"
         note = "" if target["informative"] else " (uninformative: dense is below 50 %)"
         say(
             f"  99 % of dense on {printable(target['at'], 64)}, {target['length']} tokens: "

@@ -213,7 +213,7 @@ def _target_table(targets: Sequence[Target]) -> str:
     heads = [
         "at",
         "mode",
-        "budget",
+        "setting",
         "density",
         "accuracy, %",
         "of dense",
@@ -223,7 +223,7 @@ def _target_table(targets: Sequence[Target]) -> str:
     ]
     return _table(
         f"The smallest measured density at which a mode has {100 * TARGET:.0f} % of the accuracy "
-        "of dense attention or more; none: no budget that was run has it. In bold the smallest of "
+        "of dense attention or more; none: no setting that was run has it. In bold the smallest of "
         "the modes. In brackets: 95 % intervals.",
         heads,
         rows,
@@ -409,8 +409,9 @@ def _absent(analysis: Analysis) -> str:
 
 CURVES = """\
 <p class=soft>Bars and the grey band around dense are 95 % Wilson intervals over the n prompts of a
-point; those of speedups are bootstrap intervals. Numbers at the points are budgets: blocks of keys
-kept beside the diagonal.</p>
+point; those of speedups are bootstrap intervals. Numbers at the points are what a mode is set by:
+its budget, blocks of keys kept beside the diagonal, or a number of its own, as the share of
+coverage.</p>
 """
 
 MAPS = """\

@@ -148,7 +148,89 @@ TEST_P(SelectBlocksOnCpu, PreviousIsAUnion) {
   }
 }
 
-TEST_P(SelectBlocksOnCpu, ThreadsBatchAndChunksChangeNothing) {
+// The CPU works on runs of query blocks and computes the one before each run once more; all that
+// `previous` meets there is what the reference does block by block.
+TEST_P(SelectBlocksOnCpu, PreviousAcrossRunsOfQueryBlocks) {
+  AttentionCase c = selected_case();
+  c.num_heads_q = 2;
+  c.num_heads_kv = 1;
+  c.seqlen_q = c.seqlen_k = 2700;
+  AttentionCase window = c;
+  window.window = 700;
+  AttentionCase packed = c;
+  packed.seqlens_q = {1300, 0, 1400};
+  packed.seqlens_k = {1300, 64, 1400};
+  SampledSelector selector = selector_of(16, 0.8f, 0.02f);
+  selector.previous = true;
+  SampledSelector bounded = selector;
+  bounded.max_left_out = 0.15f;
+  const struct {
+    const AttentionCase& c;
+    SampledSelector selector;
+    std::int64_t stride;
+  } calls[] = {{c, selector, 0},      {c, selector, 9},      {c, bounded, 0},
+               {window, selector, 0}, {packed, selector, 0}, {packed, selector, 7}};
+  for (const auto& [of, with, stride] : calls) {
+    SCOPED_TRACE(describe(of) + " stride " + std::to_string(stride));
+    AttentionData data(of);
+    SelectionCase expected(data, with, stride);
+    ASSERT_EQ(run_selection(expected, "reference"), "");
+    SelectionCase call(data, with, stride);
+    ASSERT_EQ(run_selection(call, "cpu"), "");
+    for (std::int64_t n = 0; n < data.num_sequences; ++n) {
+      for (std::int64_t head = 0; head < of.num_heads_q; ++head) {
+        for (std::int64_t row = 0; row < data.q_blocks; ++row) {
+          EXPECT_EQ(call.list(n, head, row), expected.list(n, head, row))
+              << "sequence " << n << " head " << head << " query block " << row;
+        }
+      }
+    }
+    for (std::size_t n = 0; n < call.left_out.size(); ++n) {
+      EXPECT_NEAR(call.left_out[n], expected.left_out[n], 1e-5);
+    }
+  }
+}
+
+// A sequence of a batch gets the lists that it gets alone.
+TEST_P(SelectBlocksOnCpu, TheBatchChangesNothing) {
+  AttentionCase alone = selected_case();
+  AttentionCase c = alone;
+  c.batch = 3;
+  AttentionData many(c);
+  AttentionData one(alone);
+  const SampledSelector selector = selector_of(16, 0.9f, 0.01f);
+  SelectionCase together(many, selector);
+  ASSERT_EQ(run_selection(together, "cpu"), "");
+  for (std::int64_t n = 0; n < 3; ++n) {
+    SelectBlocksParams of_batch = together.params();
+    SelectionCase single(one, selector);
+    SelectBlocksParams params = single.params();
+    const auto entry = [&](const TensorView& from, TensorView* to) {
+      *to = from;
+      to->data = static_cast<const char*>(from.data) + n * from.stride[0] * dtype_size(from.dtype);
+      to->shape[0] = 1;
+    };
+    entry(of_batch.call.q, &params.call.q);
+    entry(of_batch.call.k, &params.call.k);
+    params.call.backend = "cpu";
+    const SelectionPlan plan = plan_selection(params);
+    ASSERT_TRUE(plan.status.ok()) << plan.status.message;
+    std::vector<std::uint8_t> workspace(plan.workspace_bytes + 256);
+    const auto address = reinterpret_cast<std::uintptr_t>(workspace.data());
+    params.call.workspace = workspace.data() + (256 - address % 256) % 256;
+    params.call.workspace_bytes = plan.workspace_bytes;
+    select_blocks(params);
+    ASSERT_EQ(run_selection(together, "cpu"), "");  // params() poisoned it
+    for (std::int64_t head = 0; head < c.num_heads_q; ++head) {
+      for (std::int64_t row = 0; row < many.q_blocks; ++row) {
+        EXPECT_EQ(together.list(n, head, row), single.list(0, head, row))
+            << "sequence " << n << " head " << head << " query block " << row;
+      }
+    }
+  }
+}
+
+TEST_P(SelectBlocksOnCpu, ThreadsAndChunksChangeNothing) {
   AttentionCase c = selected_case();
   c.seqlen_q = c.seqlen_k = 900;
   AttentionData data(c);
@@ -169,6 +251,7 @@ TEST_P(SelectBlocksOnCpu, ThreadsBatchAndChunksChangeNothing) {
   select_blocks(params);
   EXPECT_EQ(threaded.counts, whole.counts);
   EXPECT_EQ(threaded.left_out, whole.left_out);
+  EXPECT_EQ(threaded.indices, whole.indices);  // what no list reaches is poison in both
 
   // Rows 384 to 640, keys up to 640.
   AttentionData part(c);
@@ -199,7 +282,7 @@ TEST_P(SelectBlocksOnCpu, ThreadsBatchAndChunksChangeNothing) {
   }
 }
 
-// What the lists say they leave out is what they do leave out of the rows that were scored.
+// (What they leave out is compared with dense attention in tests/python/test_coverage.py.)
 TEST_P(SelectBlocksOnCpu, AttentionTakesTheLists) {
   AttentionCase c = selected_case();
   c.q_dtype = c.kv_dtype = DType::kBFloat16;

@@ -36,7 +36,8 @@ class Judge {
     const auto blocks = static_cast<std::int64_t>(
         std::count_if(listed_.begin(), listed_.end(), [](int n) { return n != 0; }));
     if (blocks == static_cast<std::int64_t>(listed_.size())) return;  // whole lists are always right
-    const bool full = blocks == problem_.stride;
+    // Where the lists have less room than there are blocks, a tie of equal ones may not fit.
+    const bool budget = problem_.stride < static_cast<std::int64_t>(listed_.size());
     double least = 2;     // the least mass that is listed without being always kept
     double largest = -1;  // and the largest that is not listed
     for (std::size_t n = 0; n < listed_.size(); ++n) {
@@ -52,12 +53,13 @@ class Judge {
     if (largest > least * (1 + kBand) + kUnit) {
       say("leaves out a block of ", largest, " and has one of ", least);
     }
-    // Enough is held, unless there was no room for more.
-    if (!full && blocks < problem_.stride && held_ < selector.coverage * total_ - kBand) {
-      // A tie of equal blocks may not fit.
+    // Enough is held, unless there was no room for more: the next block is not needed, but for
+    // what rounding makes of its mass.
+    const double slack = kBand * std::max(largest, 0.0) + kUnit * 64;
+    if (!budget && held_ < selector.coverage * total_ - slack) {
       say("holds ", held_, " of ", selector.coverage * total_);
     }
-    if (!full && largest > selector.floor * (1 + kBand) + kUnit) {
+    if (!budget && largest > selector.floor * (1 + kBand) + kUnit) {
       say("leaves out a block of ", largest, ", above the floor");
     }
     // And not more than that: without the least block, and those as large, too little is held.
